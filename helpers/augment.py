@@ -1,0 +1,45 @@
+"""Random changes to a photo and its boxes, all of albumentations behind one function."""
+from __future__ import annotations
+
+import os
+
+import numpy as np
+
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would ask the network for a newer version at import
+
+MIN_VISIBLE = 0.2  # a box of which less is left after a scale is no object to learn from
+MIN_SIDE = 1.0  # pixels
+
+
+class Augment:
+    """``level`` is ``light`` (flip, brightness and contrast) or ``full`` (also hue, scale, blur and noise).
+
+    Called with an image uint8 [H, W, 3], ``boxes_xyxy`` [n, 4] in pixels, labels [n] and a seed; gives the three changed.
+    Boxes are clipped to the image; one that has left it is dropped with its label. The same seed gives the same result.
+    """
+
+    def __init__(self, level: str = "full"):
+        import albumentations as A
+
+        steps = [A.HorizontalFlip(p=0.5), A.RandomBrightnessContrast(p=0.5)]
+        if level == "full":
+            steps += [
+                A.HueSaturationValue(p=0.3),
+                A.Affine(scale=(0.8, 1.2), translate_percent=(-0.05, 0.05), p=0.5),
+                A.Blur(blur_limit=3, p=0.1),
+                A.GaussNoise(std_range=(0.02, 0.08), p=0.1),
+            ]
+        boxes = A.BboxParams("pascal_voc", label_fields=["labels"], clip=True, filter_invalid_bboxes=True,
+                             min_visibility=MIN_VISIBLE, min_width=MIN_SIDE, min_height=MIN_SIDE)
+        self.compose = A.Compose(steps, bbox_params=boxes)
+
+    def __call__(self, image: np.ndarray, boxes_xyxy: np.ndarray, labels: np.ndarray, seed: int):
+        self.compose.set_random_seed(seed)
+        out = self.compose(image=image, bboxes=boxes_xyxy, labels=labels)
+        boxes_xyxy = np.asarray(out["bboxes"], dtype=np.float32).reshape(-1, 4)  # no box left: albumentations gives []
+        return out["image"], boxes_xyxy, np.asarray(out["labels"], dtype=np.int64).reshape(-1)  # it gives floats
+
+
+def augmentation(level: str) -> Augment | None:
+    """The augmentation of a config's ``augment``; None for ``none``."""
+    return None if level == "none" else Augment(level)

@@ -1,0 +1,125 @@
+"""From samples to a batch, the way the checkpoint's own image processor would do it.
+
+How to resize, normalise and pad is read from that processor once (:func:`read_processor`). Images stay uint8 until they
+are on the device; :func:`to_device` normalises there.
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2.functional import resize as tv_resize
+
+from helpers.boxes import xyxy_to_cxcywh
+from helpers.config import UserError
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """What the checkpoint's processor does to a photo.
+
+    ``keep_aspect``: the longest side becomes ``image_size`` and a batch is padded (DETR); otherwise the photo becomes an
+    ``image_size`` square and nothing is padded (RT-DETR, D-FINE).
+    """
+
+    image_size: int
+    keep_aspect: bool
+    scale: float              # pixel values are multiplied by it first, 1/255
+    mean: tuple[float, ...]   # per channel, after scaling
+    std: tuple[float, ...]
+    interpolation: InterpolationMode
+
+    def target_size(self, height: int, width: int) -> tuple[int, int]:
+        """(height, width) in pixels after the resize."""
+        if not self.keep_aspect:
+            return self.image_size, self.image_size
+        ratio = min(self.image_size / height, self.image_size / width)
+        return max(1, int(height * ratio)), max(1, int(width * ratio))
+
+    def resize(self, image: np.ndarray, boxes_xyxy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """uint8 [H, W, 3] and boxes in its pixels, to the target size, boxes clipped to the photo; same operation as the processor's."""
+        height, width = image.shape[:2]
+        new_height, new_width = self.target_size(height, width)
+        factor = np.array([new_width / width, new_height / height] * 2, dtype=np.float32)
+        limit = np.array([new_width, new_height] * 2, dtype=np.float32)
+        boxes_xyxy = np.clip(boxes_xyxy * factor, 0, limit)
+        if (new_height, new_width) != (height, width):
+            tensor = torch.from_numpy(image).permute(2, 0, 1)  # [3, H, W], channels last in memory: the fast path
+            tensor = tv_resize(tensor, [new_height, new_width], interpolation=self.interpolation, antialias=True)
+            image = tensor.permute(1, 2, 0).numpy()
+        return np.ascontiguousarray(image), boxes_xyxy
+
+    def collate(self, samples: list[dict]) -> dict:
+        """Samples of ``CocoDetection`` to a batch.
+
+        ``pixel_values`` uint8 [B, 3, H, W], zero where padded; ``pixel_mask`` int64 [B, H, W], 1 on the photo (only where
+        the model pads); ``labels``: per photo ``class_labels`` int64 [n] and ``boxes``, cxcywh as fractions of the photo
+        *without* padding, float32 [n, 4] (the names that transformers asks for); ``image_ids``, ``orig_sizes`` [B, 2];
+        ``unreadable``: ids of the photos that were left out. Without one readable photo, ``pixel_values`` is None.
+        """
+        unreadable = [sample["image_id"] for sample in samples if sample["image"] is None]
+        samples = [sample for sample in samples if sample["image"] is not None]
+        if not samples:
+            return {"pixel_values": None, "unreadable": unreadable}
+        sizes = [sample["image"].shape[:2] for sample in samples]
+        height, width = (max(side) for side in zip(*sizes))
+        pixels = torch.zeros(len(samples), height, width, 3, dtype=torch.uint8)
+        mask = torch.zeros(len(samples), height, width, dtype=torch.int64)
+        for row, (sample, (h, w)) in enumerate(zip(samples, sizes)):
+            pixels[row, :h, :w] = torch.from_numpy(sample["image"])
+            mask[row, :h, :w] = 1
+        batch = {
+            "pixel_values": pixels.permute(0, 3, 1, 2),  # [B, 3, H, W]
+            "labels": [
+                {
+                    "class_labels": torch.from_numpy(sample["class_labels"]),
+                    "boxes": torch.from_numpy(xyxy_to_cxcywh(sample["boxes_xyxy"], h, w)),
+                }
+                for sample, (h, w) in zip(samples, sizes)
+            ],
+            "image_ids": [sample["image_id"] for sample in samples],
+            "orig_sizes": torch.tensor([sample["orig_size"] for sample in samples]),
+            "unreadable": unreadable,
+        }
+        if self.keep_aspect:
+            batch["pixel_mask"] = mask
+        return batch
+
+    def to_device(self, batch: dict, device: torch.device | str = "cpu") -> dict:
+        """The model's inputs on ``device``: pixels scaled and normalised there, padding zero as the processor leaves it."""
+        pixels = batch["pixel_values"].to(device, non_blocking=True).float()
+        mean = torch.tensor(self.mean, device=device).view(1, 3, 1, 1)
+        std = torch.tensor(self.std, device=device).view(1, 3, 1, 1)
+        pixels = (pixels - mean / self.scale) / (std / self.scale)
+        inputs = {"labels": [{name: value.to(device, non_blocking=True) for name, value in label.items()} for label in batch["labels"]]}
+        if "pixel_mask" in batch:
+            inputs["pixel_mask"] = batch["pixel_mask"].to(device, non_blocking=True)
+            pixels = pixels * inputs["pixel_mask"][:, None]
+        return {"pixel_values": pixels, **inputs}
+
+    def to_images(self, pixel_values: torch.Tensor) -> np.ndarray:
+        """Back from normalised [B, 3, H, W] to uint8 [B, H, W, 3], to look at what the model sees."""
+        mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (self.mean, self.std))
+        pixels = (pixel_values.cpu() * std + mean) / self.scale
+        return pixels.round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
+
+
+def read_processor(processor) -> Preprocess:
+    """What an image processor of transformers does, as a :class:`Preprocess`.
+
+    ``processor.size`` must be ``{"max_height", "max_width"}`` or ``{"height", "width"}``, as ``load_processor`` of
+    ``helpers.model`` sets it. Raises UserError for a processor that does something else.
+    """
+    size = processor.size
+    keep_aspect = bool(size.get("max_height"))
+    image_size = size.get("max_height") or size.get("height")
+    if not image_size or (size.get("max_width") or size.get("width")) != image_size or not processor.do_resize:
+        raise UserError(f"The checkpoint's image processor resizes to {dict(size)}, which this project does not know.")
+    scale = float(processor.rescale_factor) if processor.do_rescale else 1.0
+    normalise = bool(processor.do_normalize)
+    mean = tuple(map(float, processor.image_mean)) if normalise else (0.0,) * 3
+    std = tuple(map(float, processor.image_std)) if normalise else (1.0,) * 3
+    interpolation = {2: InterpolationMode.BILINEAR, 3: InterpolationMode.BICUBIC}[int(processor.resample)]
+    return Preprocess(int(image_size), keep_aspect, scale, mean, std, interpolation)

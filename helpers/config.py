@@ -1,0 +1,266 @@
+"""The one configuration object: a preset (YAML) plus overrides, validated once and frozen.
+
+Every notebook, and the runner, builds it with :func:`load_config`; nothing else reads presets or parameters.
+"""
+from __future__ import annotations
+
+import ast
+import difflib
+import math
+import os
+import secrets
+from pathlib import Path
+from typing import Literal
+
+import orjson
+import pandas as pd
+import pydantic
+import yaml
+from pydantic import Field
+
+ROOT = Path(__file__).resolve().parents[1]
+PRESETS = ROOT / "notebooks" / "presets"
+
+
+class UserError(Exception):
+    """A mistake that the user can mend: one sentence saying what is wrong and what to do, shown without a traceback."""
+
+    def _render_traceback_(self) -> list[str]:  # IPython asks the exception itself
+        return [f"{type(self).__name__}: {self}"]
+
+
+class Config(pydantic.BaseModel):
+    """All parameters of a run. Field names are the notebooks' parameter names; paths are absolute."""
+
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
+
+    preset: str = "demo"
+    # data
+    data_source: Literal["fiftyone", "folder", "demo"] = "demo"
+    coco_root: tuple[Path, ...] = Field((), description="COCO folders to take photos from (data_source=folder)")
+    data_dir: Path = Field(None, description="the data set's folder; data/<preset> unless set")
+    classes: tuple[str, ...] | None = Field(None, description="COCO class names; or use top_k")
+    top_k: int | None = Field(None, ge=1, le=80, description="the k most frequent classes by instances")
+    max_train_images: int | None = Field(None, ge=1)
+    max_val_images: int | None = Field(None, ge=1)
+    # model
+    model: str = Field("facebook/detr-resnet-50", description="hub name or folder of an object-detection checkpoint")
+    class_head: Literal["remap", "reset"] = "remap"
+    auxiliary_loss: bool = True
+    freeze_stages: int = Field(2, ge=0, le=10, description="frozen leading stages of the backbone, the stem is the first")
+    # training
+    epochs: int = Field(25, ge=1)
+    batch_size: int = Field(8, ge=1)
+    grad_accumulation: int = Field(1, ge=1)
+    image_size: int = Field(512, ge=32, le=4096, description="longest side in pixels, or the square's side")
+    augment: Literal["none", "light", "full"] = "full"
+    lr: float = Field(1e-4, gt=0, le=1)
+    lr_head: float | None = Field(None, gt=0, le=1, description="for class rows that start untrained; lr unless set")
+    lr_backbone: float = Field(1e-5, ge=0, le=1)
+    weight_decay: float = Field(1e-4, ge=0, le=1)
+    scheduler: Literal["cosine", "constant", "flat_cosine"] = "cosine"
+    warmup_ratio: float = Field(0.1, ge=0, le=1)
+    clip_norm: float = Field(0.1, gt=0)
+    ema: float = Field(0.0, ge=0, lt=1, description="decay of the averaged weights; 0 switches averaging off")
+    precision: Literal["auto", "fp32", "fp16", "bf16"] = "auto"
+    num_workers: int = Field(2, ge=0, le=64)
+    seed: int = Field(42, ge=0)
+    # where things go, and how a run goes on
+    output_dir: Path = Path("artifacts")
+    run_name: str = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="the preset's name unless set")
+    resume: str | None = Field(None, description="auto, an epoch's number, or a checkpoint folder")
+    overwrite: bool = False
+    profile: bool = True
+    profile_only: bool = False
+    checkpoint: str = Field("best", description="what 04 and 05 look at: best, last, start, epoch_N or a folder")
+
+    @pydantic.field_validator("coco_root", "classes", mode="before")
+    @classmethod
+    def _split_list(cls, value):
+        """A command line gives ``person,car``; one folder may be given as a plain string."""
+        if isinstance(value, (str, os.PathLike)):
+            return tuple(part.strip() for part in str(value).split(",") if part.strip())
+        return value
+
+    @pydantic.field_validator("resume", mode="before")
+    @classmethod
+    def _epoch_number(cls, value):
+        return str(value) if isinstance(value, int) and not isinstance(value, bool) else value  # papermill reads 3 as a number
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _fill_paths(cls, values: dict) -> dict:
+        values = {name: value for name, value in values.items() if value is not None}
+        preset = values.get("preset", "demo")
+        values.setdefault("data_dir", f"data/{preset}")
+        values.setdefault("run_name", preset)
+        values.setdefault("output_dir", "artifacts")
+        for name in ("data_dir", "output_dir"):
+            values[name] = ROOT / Path(values[name]).expanduser()  # an absolute path stays as it is
+        return values
+
+    @pydantic.model_validator(mode="after")
+    def _belong_together(self) -> "Config":
+        if self.data_source == "folder" and not self.coco_root:
+            raise ValueError("data_source=folder needs coco_root=<a COCO folder>")
+        if (self.classes is None) == (self.top_k is None):
+            raise ValueError("give either classes (names) or top_k (a number), one of the two")
+        if self.classes is not None and len(set(self.classes)) != len(self.classes):
+            raise ValueError(f"classes names one class twice: {', '.join(self.classes)}")
+        return self
+
+    @property
+    def run_dir(self) -> Path:
+        return self.output_dir / self.run_name
+
+    @property
+    def coco_roots(self) -> list[Path]:
+        return [ROOT / path.expanduser() for path in self.coco_root]
+
+    def annotation_file(self, split: str) -> Path:
+        """``split`` is ``train2017`` or ``val2017``."""
+        return self.data_dir / "annotations" / f"instances_{split}.json"
+
+    def image_dir(self, split: str) -> Path:
+        return self.data_dir / "images" / split
+
+    def with_(self, **changes) -> "Config":
+        """A copy with other values, validated again."""
+        return _validated({**self.model_dump(), **changes})
+
+    def as_json(self) -> dict:
+        """Plain values; folders are written relative to the project or to ``~``, so that an artifact tells no home folder."""
+        return {name: _portable(value) for name, value in self.model_dump().items()}
+
+    def describe(self) -> pd.DataFrame:
+        """A row per parameter, with a mark where the value is not the preset's."""
+        ours = self.as_json()
+        theirs = load_config(self.preset, **{k: ours[k] for k in ("coco_root",) if ours[k]}).as_json()
+        rows = {name: {"value": _shown(value), "": "" if value == theirs[name] else "changed"} for name, value in ours.items()}
+        return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def load_config(preset: str = "demo", **overrides) -> Config:
+    """The preset's values with ``overrides`` on top; an override of ``None`` means the preset's value.
+
+    Raises UserError for an unknown preset, an unknown name (with the nearest known one) or a value out of range.
+    """
+    known = sorted(path.stem for path in PRESETS.glob("*.yaml"))
+    if preset not in known:
+        raise UserError(f"Unknown preset {preset!r}{_nearest(preset, known) or '.'} There are {', '.join(known)}.")
+    values = yaml.safe_load((PRESETS / f"{preset}.yaml").read_text())
+    given = {name: value for name, value in overrides.items() if value is not None}
+    if given.get("classes") is not None:
+        values.pop("top_k", None)
+    elif given.get("top_k") is not None:
+        values.pop("classes", None)
+    return _validated({"preset": preset, **values, **given})
+
+
+def notebook_config(namespace: dict) -> Config:
+    """The config of a notebook: reads the parameters out of ``globals()``.
+
+    papermill only warns about a parameter that it does not know, and a misspelt one would then be ignored. So every name
+    that is assigned in a cell starting with ``# Parameters`` (the notebook's own, and the one that papermill injects)
+    must be a parameter.
+    """
+    for source in namespace.get("In", []):
+        if source.lstrip().startswith("# Parameters"):
+            for node in ast.parse(source).body:
+                for target in getattr(node, "targets", []):
+                    _known(ast.unparse(target))
+    return load_config(**{name: namespace[name] for name in Config.model_fields if namespace.get(name) is not None})
+
+
+def _known(name: str) -> None:
+    if name not in Config.model_fields:
+        raise UserError(f"Unknown parameter {name!r}{_nearest(name, Config.model_fields) or '.'}")
+
+
+def _validated(values: dict) -> Config:
+    for name in values:
+        _known(name)
+    try:
+        return Config(**values)
+    except pydantic.ValidationError as error:
+        parts = []
+        for problem in error.errors():
+            name = ".".join(str(part) for part in problem["loc"])
+            reason = problem["msg"].removeprefix("Value error, ")
+            reason = f"{name}={problem['input']!r}: {reason[0].lower()}{reason[1:]}" if name else reason
+            parts.append(reason)
+        raise UserError("; ".join(parts) + ".") from None
+
+
+def _nearest(word: str, known) -> str:
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f", did you mean {close[0]!r}?" if close else ""
+
+
+def _portable(value):
+    if isinstance(value, (list, tuple)):
+        return [_portable(item) for item in value]
+    if isinstance(value, Path):
+        path = value.resolve() if value.is_absolute() else value
+        if path.is_relative_to(ROOT):
+            return str(path.relative_to(ROOT))
+        return f"~/{path.relative_to(Path.home())}" if path.is_relative_to(Path.home()) else str(value)
+    return value
+
+
+def _shown(value) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else "" if value is None else str(value)
+
+
+def write_atomic(path: Path, data: bytes | str) -> Path:
+    """Write under a temporary name beside ``path``, then rename: a crash never leaves half a file under its name."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data.encode() if isinstance(data, str) else data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def write_json(path: Path, value) -> Path:
+    """Indented JSON through :func:`write_atomic`; NumPy scalars and arrays are understood.
+
+    Raises ValueError for NaN or infinity, which JSON cannot hold and orjson would turn into null.
+    """
+    _refuse_non_finite(value, str(path))
+    options = orjson.OPT_INDENT_2 | orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS
+    return write_atomic(path, orjson.dumps(value, option=options, default=str))
+
+
+def _refuse_non_finite(value, where: str) -> None:
+    if isinstance(value, dict):
+        for key, item in value.items():
+            _refuse_non_finite(item, f"{where}: {key}")
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            _refuse_non_finite(item, where)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{where} would be {value}")
+
+
+def save_figure(figure, path: Path, dpi: int = 110) -> Path:
+    """Save a matplotlib figure as PNG through :func:`write_atomic`."""
+    import io
+
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=dpi)
+    return write_atomic(path, buffer.getvalue())
+
+
+def require(path: Path, made_by: str) -> Path:
+    """``path`` if it is there, else a UserError that names the notebook (``03_train``) which makes it."""
+    if not Path(path).exists():
+        raise UserError(f"{_portable(Path(path))} is missing: run notebook {made_by} first "
+                        f"(python -m helpers.run --only {made_by[:2]}).")
+    return Path(path)

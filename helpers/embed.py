@@ -1,0 +1,46 @@
+"""Pictures inside an HTML page: bounded data URIs, so that a page needs nothing beside it."""
+
+from __future__ import annotations
+
+import base64
+import io
+from pathlib import Path
+
+from PIL import Image, UnidentifiedImageError
+
+KEEP_BYTES = 250_000  # a PNG up to this size stays as it is: a figure's lines are sharper than in a JPEG
+
+
+def data_uri(data: bytes, kind: str) -> str:
+    """``kind`` is ``png`` or ``jpeg``."""
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}"
+
+
+def jpeg(image: Image.Image, side: int, quality: int = 80) -> str:
+    """A picture as a JPEG data URI whose longest side is at most ``side`` pixels; transparent becomes white."""
+    if image.mode in ("RGBA", "LA", "P"):
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    image = image.convert("RGB")
+    image.thumbnail((side, side), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=quality, optimize=True)
+    return data_uri(buffer.getvalue(), "jpeg")
+
+
+def picture(source: Path | bytes, side: int) -> str:
+    """A PNG or JPEG file (or its bytes) as a data URI, re-encoded when it is large.
+
+    Raises ValueError when it does not decode.
+    """
+    data = source if isinstance(source, bytes) else Path(source).read_bytes()
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            image.load()
+            if len(data) <= KEEP_BYTES and max(image.size) <= 2 * side and image.format in ("PNG", "JPEG"):
+                return data_uri(data, image.format.lower())
+            return jpeg(image, side)
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError) as error:
+        raise ValueError(
+            f"{source.name if isinstance(source, Path) else 'a picture'} does not decode ({error})"
+        ) from None

@@ -1,0 +1,236 @@
+"""The detector: a checkpoint's weights with a class head for our classes, its processor, its parameter groups."""
+from __future__ import annotations
+
+import contextlib
+import copy
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import transformers
+from torch import nn
+from torch.utils._pytree import tree_map_only
+from transformers import AutoConfig, AutoImageProcessor, AutoModelForObjectDetection
+
+from helpers.collator import Preprocess, read_processor
+from helpers.config import ROOT, Config, UserError
+from helpers.devices import named_range
+
+
+@dataclass
+class Detector:
+    """A model with what belongs to it. ``fresh`` names tensors with rows that no checkpoint filled."""
+
+    model: nn.Module
+    processor: object
+    preprocess: Preprocess
+    fresh: set[str] = field(default_factory=set)
+    report: list[str] = field(default_factory=list)  # what was copied, missing, unexpected: a sentence each
+
+    def save(self, folder: Path) -> None:
+        """Write a standard Hugging Face folder: config.json, model.safetensors, preprocessor_config.json."""
+        self.model.save_pretrained(folder)
+        self.processor.save_pretrained(folder)
+
+
+def load_detector(cfg: Config, classes: tuple[str, ...], source: str | Path | None = None, class_head: str | None = None) -> Detector:
+    """``source`` (default ``cfg.model``: a hub name or a folder) with a head for ``classes``.
+
+    ``class_head`` (default ``cfg.class_head``): ``remap`` copies the rows of the checkpoint's class tensors by class name,
+    and the no-object row where there is one, so that the logits of these classes stay what they were; ``reset`` leaves
+    them newly initialised. Raises UserError when the checkpoint cannot be had, or when weights outside of the class
+    head are missing or do not fit.
+    """
+    class_head = class_head or cfg.class_head
+    where = locate(str(source or cfg.model))
+    id2label = dict(enumerate(classes))
+    quiet()
+    processor = load_processor(where, cfg.image_size)
+    with _said_plainly(str(source or cfg.model)):
+        theirs = AutoConfig.from_pretrained(where)
+        torch.manual_seed(cfg.seed)  # of the rows that start untrained
+        model, info = AutoModelForObjectDetection.from_pretrained(
+            where, id2label=id2label, label2id={name: k for k, name in id2label.items()}, auxiliary_loss=cfg.auxiliary_loss,
+            dtype=torch.float32, ignore_mismatched_sizes=True, output_loading_info=True, use_safetensors=True)
+    class_tensors = class_rows(model.config)
+    wrong = [f"{name} is missing" for name in info["missing_keys"]]
+    wrong += [f"{key[0]} does not fit" for key in info["mismatched_keys"] if key[0] not in class_tensors]
+    if wrong:
+        raise UserError(f"{source or cfg.model} is not a whole {type(model).__name__} checkpoint: {'; '.join(wrong[:5])}.")
+    report = [f"{len(model.state_dict())} tensors, none missing", f"{len(info['unexpected_keys'])} unexpected, left out: "
+              + ", ".join(sorted(info["unexpected_keys"])[:3])] if info["unexpected_keys"] else [f"{len(model.state_dict())} tensors, none missing or unexpected"]
+    fresh: set[str] = set()
+    if class_head == "reset":
+        fresh = reset_head(model)
+        report.append(f"class rows newly initialised in {', '.join(sorted(fresh))}")
+    elif list(theirs.id2label.values()) != list(classes):
+        fresh = remap_head(model, AutoModelForObjectDetection.from_pretrained(where, dtype=torch.float32), classes, report)
+    freeze(model, cfg.freeze_stages)
+    model.loss_function = loss_in_fp32(model.loss_function)
+    return Detector(model, processor, read_processor(processor), fresh, report)
+
+
+def locate(name: str) -> str:
+    """A folder of the project, an absolute folder, or else a hub name, as ``from_pretrained`` takes them."""
+    folder = ROOT / Path(name).expanduser()
+    return str(folder) if folder.is_dir() else name
+
+
+def load_processor(where: str, image_size: int):
+    """The checkpoint's image processor, set to our image size in the checkpoint's own way of resizing.
+
+    Raises UserError when it cannot be had.
+    """
+    with _said_plainly(where):
+        processor = AutoImageProcessor.from_pretrained(where)
+        if processor.size.get("height"):
+            size = {"height": image_size, "width": image_size}
+        else:
+            size = {"max_height": image_size, "max_width": image_size}
+        return AutoImageProcessor.from_pretrained(where, size=size)
+
+
+@contextlib.contextmanager
+def _said_plainly(name: str):
+    """Turn what goes wrong while a checkpoint is fetched or read into one sentence."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise UserError(_cannot_load(name, error)) from None
+
+
+def quiet() -> None:
+    """No load reports and progress bars of transformers: what matters of them is in ``Detector.report``."""
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+
+
+def _cannot_load(name: str, error: Exception) -> str:
+    text = str(error).strip().split("\n")[0]
+    if "connect" in str(error).lower() or "offline" in str(error).lower() or "couldn't" in text.lower():
+        return (f"{name} could not be fetched from the model hub (huggingface.co is not reachable, and it is not in the local "
+                "cache): connect once, or give model=<a folder with the checkpoint>; preset demo needs no network.")
+    return f"{name} cannot be loaded as an object detector: {text}"
+
+
+def class_rows(config) -> dict[str, int]:
+    """Names of the tensors whose first dimension counts classes -> rows beyond the classes (1: a no-object or padding row).
+
+    Which tensors those are differs per model family; they are found by comparing the shapes of two models (without
+    weights) that differ in one class.
+    """
+    shapes = []
+    for count in (config.num_labels, config.num_labels + 1):
+        config = copy.deepcopy(config)
+        config.id2label = {k: f"class {k}" for k in range(count)}
+        with torch.device("meta"):
+            shapes.append({name: tuple(t.shape) for name, t in AutoModelForObjectDetection.from_config(config).state_dict().items()})
+    return {name: shape[0] - config.num_labels + 1 for name, shape in shapes[0].items() if shapes[1][name] != shape}
+
+
+@torch.no_grad()
+def remap_head(model: nn.Module, source: nn.Module, classes: tuple[str, ...], report: list[str]) -> set[str]:
+    """Copy class rows of ``source`` into ``model`` by class name; returns the names of tensors with rows left untrained."""
+    index = {str(name).lower(): int(k) for k, name in source.config.id2label.items()}
+    found = {k: index[name.lower()] for k, name in enumerate(classes) if name.lower() in index}
+    missing = [name for name in classes if name.lower() not in index]
+    if not found:
+        raise UserError(f"class_head=remap: the checkpoint knows none of {', '.join(classes)} (it knows "
+                        f"{', '.join(map(str, list(index)[:5]))}, ...); use class_head=reset.")
+    into, tensors = model.state_dict(), source.state_dict()
+    rows = class_rows(model.config)
+    for name, extra in rows.items():
+        into[name][list(found)] = tensors[name][list(found.values())]
+        if extra:
+            into[name][-1] = tensors[name][-1]
+    report.append(f"{len(found)} of {len(classes)} class rows copied by name in {', '.join(sorted(rows))}")
+    if missing:
+        report.append(f"not in the checkpoint, these rows start untrained: {', '.join(missing)}")
+    return set(rows) if missing else set()
+
+
+@torch.no_grad()
+def reset_head(model: nn.Module) -> set[str]:
+    """Newly initialise every class row, as a model built from its config has them; returns the tensors' names."""
+    fresh = AutoModelForObjectDetection.from_config(model.config).state_dict()
+    rows = class_rows(model.config)
+    for name in rows:
+        model.state_dict()[name].copy_(fresh[name])
+    return set(rows)
+
+
+def backbone_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The backbone's parameters (without the projections behind it), by name."""
+    return {name: p for name, p in model.named_parameters() if "backbone" in name.split(".encoder.")[0] and "input_proj" not in name}
+
+
+def stage_of(name: str) -> int:
+    """The stage of a backbone parameter: 0 is the stem, then as ResNet's layer1.. or EfficientNet's blocks.0.. count."""
+    match = re.search(r"(?:layer|blocks\.|stages\.|stages_)(\d+)", name)
+    return 0 if match is None else int(match[1]) + ("layer" not in match[0])
+
+
+def freeze(model: nn.Module, stages: int) -> None:
+    """Fix the first ``stages`` stages of the backbone (1: the stem; 2: stem and first stage, as DETR's paper), train the rest.
+
+    The backbone's batch norms are fixed everywhere: a batch of eight is too small to learn statistics from.
+    """
+    norms = {id(p) for module in _backbone_norms(model) for p in module.parameters()}
+    for name, parameter in backbone_parameters(model).items():
+        parameter.requires_grad_(stage_of(name) >= stages and id(parameter) not in norms)
+
+
+def _backbone_norms(model: nn.Module) -> list[nn.Module]:
+    names = {name.rsplit(".", 1)[0] for name in backbone_parameters(model)}
+    return [module for name, module in model.named_modules() if name in names and isinstance(module, nn.modules.batchnorm._BatchNorm)]
+
+
+def train_mode(model: nn.Module) -> nn.Module:
+    """``model.train()`` with the statistics of the backbone's batch norms left as they are."""
+    model.train()
+    for module in _backbone_norms(model):
+        module.eval()
+    return model
+
+
+def parameter_groups(detector: Detector, cfg: Config) -> list[dict]:
+    """AdamW's groups: ``backbone`` at ``lr_backbone``, ``rest`` at ``lr``, ``new_head`` (rows that start untrained) at ``lr_head``.
+
+    Biases and norms are not decayed. Frozen parameters are in no group.
+    """
+    backbone = set(backbone_parameters(detector.model))
+    rates = {"backbone": cfg.lr_backbone, "rest": cfg.lr, "new_head": cfg.lr_head or cfg.lr}
+    groups: dict[tuple[str, bool], list] = {}
+    for name, parameter in detector.model.named_parameters():
+        if parameter.requires_grad:
+            part = "backbone" if name in backbone else "new_head" if name in detector.fresh else "rest"
+            groups.setdefault((part, parameter.ndim > 1), []).append(parameter)
+    return [{"params": parameters, "lr": rates[part], "weight_decay": cfg.weight_decay if decayed else 0.0, "name": part}
+            for (part, decayed), parameters in groups.items()]
+
+
+def loss_in_fp32(loss_function):
+    """The model's own loss, computed in fp32 outside of autocast: half precision loses the small boxes' differences."""
+
+    def computed(*args, **kwargs):
+        args, kwargs = tree_map_only(torch.Tensor, lambda t: t.float() if t.is_floating_point() else t, (args, kwargs))
+        device = args[0].device.type if args else "cpu"
+        with torch.autocast(device, enabled=False), named_range("loss and matcher"):
+            return loss_function(*args, **kwargs)
+
+    return computed
+
+
+def loss_parts(output, config) -> dict[str, torch.Tensor]:
+    """The weighted parts of a detection loss; they add up to ``output.loss``.
+
+    The last decoder layer's parts by name (``loss_ce`` or ``loss_vfl``, ``loss_bbox``, ``loss_giou``, ...), and
+    ``loss_auxiliary``: everything that the earlier layers and the denoising queries add.
+    """
+    weights = {"cardinality_error": 0.0}  # a figure to look at, not a loss
+    if not hasattr(config, "weight_loss_vfl"):  # the RT-DETR family reports its parts weighted, DETR does not
+        weights |= {"loss_bbox": config.bbox_loss_coefficient, "loss_giou": config.giou_loss_coefficient}
+    main = {name: value.detach() * weights.get(name, 1.0) for name, value in output.loss_dict.items()
+            if not re.search(r"(_\d+|_aux_\d+|_dn_\d+)$", name) and name != "cardinality_error"}
+    return {"loss": output.loss.detach(), **main, "loss_auxiliary": output.loss.detach() - sum(main.values())}

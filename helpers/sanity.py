@@ -1,0 +1,68 @@
+"""Checks of the data path: what goes into a batch must come back out of it."""
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import torch
+
+from helpers.boxes import cxcywh_to_xyxy, xyxy_to_xywh
+from helpers.collator import Preprocess
+from helpers.dataset import CocoDetection, CocoIndex
+
+
+def class_table(indices: dict[str, CocoIndex]) -> pd.DataFrame:
+    """Instances (without crowd regions) per class, a column per split."""
+    columns = {split: np.bincount(index.labels[~index.iscrowd], minlength=len(index.classes)) for split, index in indices.items()}
+    return pd.DataFrame(columns, index=pd.Index(next(iter(indices.values())).classes, name="class"))
+
+
+def size_table(indices: dict[str, CocoIndex]) -> pd.DataFrame:
+    """Share of small (< 32² px), medium and large (> 96² px) objects by COCO's area, a column per split."""
+    def shares(index: CocoIndex) -> list[float]:
+        areas = index.areas[~index.iscrowd]
+        small, large = (areas < 32**2).sum(), (areas > 96**2).sum()
+        return list(np.array([small, len(areas) - small - large, large]) / max(1, len(areas)))
+
+    return pd.DataFrame({split: shares(index) for split, index in indices.items()}, index=["small", "medium", "large"])
+
+
+def is_bijective(index: CocoIndex) -> bool:
+    """Whether category ids and class indices map one to one, and image and annotation ids are unique."""
+    unique = all(len(set(values)) == len(values) for values in (index.category_ids, index.classes, index.image_ids.tolist(),
+                                                                index.annotation_ids.tolist()))
+    return unique and (len(index.labels) == 0 or (index.labels.min() >= 0 and index.labels.max() < len(index.classes)))
+
+
+def collated(index: CocoIndex, preprocess: Preprocess, positions: list[int]) -> dict:
+    """The batch of the photos at ``positions``, without augmentation, with ``pixel_values`` normalised as for the model."""
+    dataset = CocoDetection(index, preprocess.resize)
+    batch = preprocess.collate([dataset[int(i)] for i in positions])
+    return {**batch, **preprocess.to_device(batch)}
+
+
+def drawn_back(batch: dict, preprocess: Preprocess, classes: tuple[str, ...]) -> tuple[np.ndarray, list[np.ndarray], list[list[str]]]:
+    """From a batch's tensors back to pictures [B, H, W, 3], ``boxes_xyxy`` in their pixels, and class names."""
+    images = preprocess.to_images(batch["pixel_values"])
+    if "pixel_mask" in batch:
+        images = images * batch["pixel_mask"].numpy().astype(np.uint8)[..., None]
+        sizes = [(int(mask[:, 0].sum()), int(mask[0].sum())) for mask in batch["pixel_mask"]]
+    else:
+        sizes = [images.shape[1:3]] * len(images)
+    boxes = [cxcywh_to_xyxy(label["boxes"], *size).numpy() for label, size in zip(batch["labels"], sizes)]
+    return images, boxes, [[classes[k] for k in label["class_labels"].tolist()] for label in batch["labels"]]
+
+
+def oracle_detections(index: CocoIndex, preprocess: Preprocess, batch_size: int = 16) -> list[dict]:
+    """The ground truth, sent through resize and collation, decoded as a model's output would be: AP must come out as 1.
+
+    Any mix-up of formats, padding, sizes or ids on the way shows here, before hours of training do.
+    """
+    detections = []
+    blank = CocoDetection(index, preprocess.resize)
+    for start in range(0, len(index), batch_size):
+        batch = preprocess.collate([blank[i] for i in range(start, min(start + batch_size, len(index)))])
+        for image_id, (height, width), label in zip(batch["image_ids"], batch["orig_sizes"].tolist(), batch["labels"]):
+            bbox = xyxy_to_xywh(cxcywh_to_xyxy(label["boxes"].to(torch.float64), height, width)).tolist()
+            detections += [{"image_id": image_id, "category_id": index.category_ids[k], "bbox": box, "score": 1.0}
+                           for k, box in zip(label["class_labels"].tolist(), bbox)]
+    return detections

@@ -1,0 +1,52 @@
+"""Augmentation keeps boxes, labels and pixels together."""
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from helpers.augment import Augment, augmentation
+
+FULL = Augment("full")
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(8, 90), st.integers(8, 90),
+       st.lists(st.tuples(*[st.floats(-0.2, 1.2) for _ in range(4)]), max_size=12))
+def test_any_valid_input_keeps_the_invariants(seed, height, width, corners):
+    """Boxes stay inside, labels stay whole numbers beside their box; an empty list comes back with its shape."""
+    boxes = np.array(corners, dtype=np.float32).reshape(-1, 4)
+    boxes = np.concatenate([np.minimum(boxes[:, :2], boxes[:, 2:]), np.maximum(boxes[:, :2], boxes[:, 2:])], axis=1)
+    boxes = np.clip(boxes, 0, 1).astype(np.float32) * np.array([width, height] * 2, dtype=np.float32)
+    labels = np.arange(len(boxes))
+    image, out, kept = FULL(np.zeros((height, width, 3), np.uint8), boxes, labels, seed)
+    assert image.shape == (height, width, 3) and image.dtype == np.uint8
+    assert out.shape == (len(kept), 4) and out.dtype == np.float32 and kept.dtype == np.int64 and set(kept) <= set(labels)
+    limit = np.array([width, height] * 2)
+    assert (out >= 0).all() and (out <= limit + 1e-3).all() and (out[:, 2:] > out[:, :2]).all()
+
+
+@pytest.mark.parametrize("level", ["light", "full"])
+def test_boxes_move_with_their_pixels(level):
+    """A white square on black: after any change the box must still hold it. A flip of pixels alone would not."""
+    augment, moved = Augment(level), 0
+    for seed in range(40):
+        image = np.zeros((80, 120, 3), np.uint8)
+        image[20:50, 10:40] = 255
+        out, boxes, _ = augment(image, np.array([[10, 20, 40, 50]], np.float32), np.array([4]), seed)
+        bright = np.argwhere(out.max(axis=-1).astype(int) > (int(out.max()) + int(np.median(out))) / 2)
+        (y0, x0), (y1, x1) = bright.min(axis=0), bright.max(axis=0) + 1
+        assert np.abs(boxes[0] - [x0, y0, x1, y1]).max() <= 3, (seed, boxes, (x0, y0, x1, y1))
+        moved += abs(boxes[0][0] - 10) > 3
+    assert 10 < moved < 40
+
+
+def test_same_seed_same_picture():
+    """A resumed run must see the same pictures; another seed must not."""
+    image = np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8)
+    boxes, labels = np.array([[5, 5, 20, 20]], np.float32), np.array([1])
+    one, two, other = (FULL(image, boxes, labels, seed) for seed in (7, 7, 8))
+    assert np.array_equal(one[0], two[0]) and np.array_equal(one[1], two[1]) and not np.array_equal(one[0], other[0])
+
+
+def test_none_is_none():
+    assert augmentation("none") is None and isinstance(augmentation("light"), Augment)

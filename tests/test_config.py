@@ -1,0 +1,267 @@
+"""The config: what is unknown, misspelt or out of range is refused by name, wherever it comes from."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+import orjson
+import pydantic
+import pytest
+import yaml
+
+from helpers.config import (
+    PRESETS,
+    ROOT,
+    Config,
+    UserError,
+    load_config,
+    notebook_config,
+    require,
+    write_atomic,
+    write_json,
+)
+
+SHIPPED = ("demo", "mini", "coco_top10", "coco_street")
+
+
+@pytest.mark.parametrize("preset", sorted(path.stem for path in PRESETS.glob("*.yaml")))
+def test_presets_are_valid(preset):
+    cfg = load_config(preset)
+    assert cfg.preset == cfg.run_name == preset
+    assert cfg.data_dir == ROOT / "data" / preset and cfg.run_dir == ROOT / "artifacts" / preset
+
+
+def test_presets_are_those_of_the_assignment():
+    """The recipe that the assignment names, to the number."""
+    assert set(SHIPPED) <= {path.stem for path in PRESETS.glob("*.yaml")}
+    top10, street = load_config("coco_top10"), load_config("coco_street")
+    assert (top10.model, top10.top_k, top10.image_size, top10.batch_size, top10.epochs) == (
+        "facebook/detr-resnet-50",
+        10,
+        512,
+        8,
+        25,
+    )
+    assert (top10.weight_decay, top10.scheduler, top10.warmup_ratio, top10.precision) == (1e-4, "cosine", 0.1, "fp16")
+    assert (street.batch_size, street.epochs) == (4, 10)
+    assert street.classes == (
+        "person",
+        "car",
+        "bicycle",
+        "bus",
+        "truck",
+        "traffic light",
+        "stop sign",
+        "cat",
+        "dog",
+        "chair",
+    )
+    demo = load_config("demo")
+    assert (demo.data_source, demo.overwrite) == ("demo", True)
+
+
+def test_presets_name_their_class_head():
+    """Trap 3: a fresh head at one small learning rate is how mAP 0.0059 came about."""
+    for preset in SHIPPED:
+        assert load_config(preset).class_head == "remap", preset
+
+
+@pytest.mark.parametrize(
+    "given,words",
+    [
+        ({"epochss": 3}, "'epochs'"),
+        ({"learning_rate": 1}, "learning_rate"),
+        ({"batch": 3}, "batch"),
+        ({"epochs": 0}, "epochs=0"),
+        ({"epochs": 2.5}, "epochs=2.5"),
+        ({"lr": -1}, "lr=-1"),
+        ({"lr": math.nan}, "lr"),
+        ({"lr": math.inf}, "lr"),
+        ({"ema": 1.0}, "ema"),
+        ({"image_size": 10}, "image_size"),
+        ({"precision": "fp8"}, "precision='fp8'"),
+        ({"augment": True}, "augment"),
+        ({"data_source": "zoo"}, "data_source"),
+        ({"top_k": 81}, "top_k=81"),
+        ({"classes": ["cat", "cat"]}, "twice"),
+        ({"data_source": "folder"}, "coco_root"),
+        ({"run_name": "a/b"}, "run_name"),
+        ({"run_name": ".."}, "run_name"),
+        ({"classes": ["cat"], "top_k": 3}, "one of the two"),
+    ],
+    ids=lambda value: str(value) if isinstance(value, dict) else "",
+)
+def test_bad_values_are_refused_by_name(given, words):
+    with pytest.raises(UserError) as caught:
+        load_config("demo", **given)
+    message = str(caught.value)
+    assert words in message and "\n" not in message and message.endswith((".", "?"))
+
+
+def test_unknown_preset_names_the_nearest():
+    with pytest.raises(UserError, match="'coco_top10'"):
+        load_config("coco_top_10")
+    with pytest.raises(UserError):
+        load_config("../presets/demo")
+
+
+def test_frozen():
+    """A cell that changes the config halfway would make config.json a lie."""
+    with pytest.raises(pydantic.ValidationError):
+        load_config("demo").epochs = 3
+
+
+def test_with_validates_again():
+    cfg = load_config("demo")
+    assert cfg.with_(epochs=7).epochs == 7 and cfg.epochs != 7
+    with pytest.raises(UserError, match="epochs"):
+        cfg.with_(epochs=-7)
+    with pytest.raises(UserError, match="epochs"):
+        cfg.with_(epoch=7)
+
+
+def test_none_means_the_presets_value():
+    assert load_config("mini", epochs=None, lr=None) == load_config("mini")
+
+
+def test_classes_and_top_k_replace_each_other():
+    """The preset has one of them; naming the other one must not clash with it."""
+    assert load_config("coco_top10", classes="cat, dog").classes == ("cat", "dog")
+    assert load_config("coco_top10", classes="cat").top_k is None
+    assert load_config("coco_street", top_k=3).classes is None
+
+
+def test_relative_paths_mean_the_repository(tmp_path, monkeypatch):
+    """Trap 12: papermill's working folder is the caller's."""
+    monkeypatch.chdir(tmp_path)
+    cfg = load_config("demo", output_dir="out", data_dir=str(tmp_path / "d"), data_source="folder", coco_root="a, b")
+    assert cfg.output_dir == ROOT / "out" and cfg.data_dir == tmp_path / "d"
+    assert cfg.coco_roots == [ROOT / "a", ROOT / "b"]
+
+
+def test_json_tells_no_home_folder():
+    values = load_config("demo").as_json()
+    assert (values["data_dir"], values["output_dir"]) == ("data/demo", "artifacts")
+    assert str(Path.home()) not in orjson.dumps(values).decode()
+    assert load_config(**values) == load_config("demo")
+
+
+def test_describe_marks_what_was_changed():
+    table = load_config("demo", epochs=9).describe()
+    assert list(table.index) == list(Config.model_fields)
+    assert table.index[table[""] == "changed"].tolist() == ["epochs"]
+
+
+def test_notebook_config_reads_globals():
+    namespace = {
+        **dict.fromkeys(Config.model_fields),
+        "preset": "mini",
+        "epochs": 2,
+        "unrelated": 5,
+        "In": ["", "# Parameters\nepochs = 2"],
+    }
+    assert notebook_config(namespace) == load_config("mini", epochs=2)
+
+
+def test_notebook_config_refuses_an_injected_misspelling():
+    """papermill injects a parameter that the notebook does not know, and only warns."""
+    with pytest.raises(UserError, match="'epochs'"):
+        notebook_config({"preset": "demo", "In": ["", '# Parameters\npreset = "demo"\nepohcs = 2\n']})
+
+
+def test_user_error_has_no_traceback():
+    assert UserError("Give more photos.")._render_traceback_() == ["UserError: Give more photos."]
+
+
+def test_require_names_the_notebook(tmp_path):
+    assert require(tmp_path, "01_download") == tmp_path
+    with pytest.raises(UserError, match="03_train.*--only 03"):
+        require(tmp_path / "losses.csv", "03_train")
+
+
+def test_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
+    """A full disk or a kill never leaves half a file under its final name, nor its temporary beside it."""
+    path = write_atomic(tmp_path / "a" / "b.txt", "old")
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError):
+        write_atomic(path, "new")
+    assert path.read_text() == "old"
+    assert [file.name for file in path.parent.iterdir()] == ["b.txt"]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, {"a": [1.0, {"b": math.nan}]}])
+def test_json_refuses_what_it_cannot_hold(tmp_path, value):
+    """orjson writes NaN as null, and a null AP is read as 'there is none'."""
+    with pytest.raises(ValueError):
+        write_json(tmp_path / "x.json", value)
+    assert not (tmp_path / "x.json").exists()
+
+
+def test_json_writes_numpy_values(tmp_path):
+    write_json(tmp_path / "x.json", {"a": np.float64(0.1), "b": np.arange(3), "c": Path("d")})
+    assert orjson.loads((tmp_path / "x.json").read_bytes()) == {"a": 0.1, "b": [0, 1, 2], "c": "d"}
+
+
+def readme_rows(heading: str) -> dict[str, list[str]]:
+    """The first table under a heading of the README: first cell -> the other cells, without backquotes."""
+    text = (ROOT / "README.md").read_text()
+    part = re.search(rf"^#+ {re.escape(heading)}\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
+    assert part, f"the README has no heading {heading!r}"
+    rows = [
+        [cell.strip().replace("`", "") for cell in line.strip("|").split("|")]
+        for line in part[1].splitlines()
+        if line.startswith("|")
+    ]
+    return {row[0]: row[1:] for row in rows[2:]}
+
+
+def test_readme_lists_every_parameter_with_its_default():
+    """A README that disagrees with the code is worse than none."""
+    rows = readme_rows("Parameters")
+    assert list(rows) == list(Config.model_fields)
+    for name, (default, meaning) in rows.items():
+        field = Config.model_fields[name]
+        assert meaning
+        if default.startswith(("data/", "the ", "artifacts")):  # computed by the config
+            assert name in ("data_dir", "run_name", "output_dir", "lr_head")
+            continue
+        value = yaml.safe_load(default) if default else None
+        assert (value if value is not None else None) == (field.default if field.default != () else None) or float(
+            default
+        ) == field.default, name
+
+
+def test_readme_lists_every_preset():
+    rows = readme_rows("Presets")
+    assert set(rows) == {path.stem for path in PRESETS.glob("*.yaml")} and list(rows)[: len(SHIPPED)] == list(SHIPPED)
+    for preset, cells in rows.items():
+        values = yaml.safe_load((PRESETS / f"{preset}.yaml").read_text())
+        line = " ".join(cells)
+        assert (
+            values["model"] in line and f"{values['epochs']} epoch" in line and f"{values['image_size']} px" in line
+        ), preset
+
+
+def test_readme_names_real_files_and_commands():
+    """Every `make` target, module and path in the README is there."""
+    text = (ROOT / "README.md").read_text()
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert set(re.findall(r"\bmake ([a-z]+)\b", text)) <= targets
+    for module in re.findall(r"python -m (helpers\.\w+)", text):
+        assert (ROOT / f"{module.replace('.', '/')}.py").is_file(), module
+    for path in re.findall(r"`((?:helpers|notebooks|tests|data)/[\w./]+)`", text):
+        assert (ROOT / path.rstrip("/")).exists() or path.startswith("data/"), path
+
+
+def test_requirements_are_pinned():
+    """A run of next year must be the run of today."""
+    lines = [line.split("#")[0].strip() for line in (ROOT / "requirements.txt").read_text().splitlines()]
+    assert all(re.fullmatch(r"[A-Za-z0-9_.-]+==[\w.]+", line) for line in lines if line)

@@ -1,0 +1,155 @@
+"""The annotation index, decoding and batching."""
+import numpy as np
+import orjson
+import pytest
+from PIL import Image
+from torchvision.transforms.v2 import InterpolationMode
+
+from helpers.collator import Preprocess
+from helpers.config import UserError
+from helpers.dataset import CocoDetection, CocoIndex, drop_broken_images, epoch_batches, read_image, sample_seed
+from helpers.evaluation import coco_metrics, ground_truth
+from helpers.sanity import is_bijective, oracle_detections
+
+KEEP = Preprocess(128, True, 1 / 255, (0.5,) * 3, (0.5,) * 3, InterpolationMode.BILINEAR)
+SQUARE = Preprocess(96, False, 1 / 255, (0.5,) * 3, (0.5,) * 3, InterpolationMode.BILINEAR)
+
+
+@pytest.fixture(scope="module")
+def index(coco_source) -> CocoIndex:
+    return CocoIndex.open(coco_source / "annotations" / "instances_val2017.json", coco_source / "images" / "val2017")
+
+
+def test_index_holds_the_published_records(index, coco_source):
+    """Ids, crowds, areas and boxes survive; every label points at its own category (a shifted map would not)."""
+    coco = orjson.loads((coco_source / "annotations" / "instances_val2017.json").read_bytes())
+    records = {record["id"]: record for record in coco["annotations"]}
+    owner = np.repeat(index.image_ids, np.diff(index.starts))
+    assert sorted(index.annotation_ids) == sorted(records) and is_bijective(index)
+    for k, annotation_id in enumerate(index.annotation_ids):
+        record = records[int(annotation_id)]
+        assert owner[k] == record["image_id"] and index.bbox[k].tolist() == record["bbox"]
+        assert index.category_ids[index.labels[k]] == record["category_id"]
+        assert index.areas[k] == record["area"] and index.iscrowd[k] == bool(record["iscrowd"])
+
+
+@pytest.mark.parametrize("preprocess", [KEEP, SQUARE], ids=["padded", "square"])
+def test_oracle_scores_one(index, preprocess):
+    """Ground truth through resize, collation and decoding, crowds in the ground truth and out of training: AP 1.0.
+
+    Boxes relative to the padded canvas, the first trap, would be about half right.
+    """
+    stats = coco_metrics(ground_truth(index), oracle_detections(index, preprocess))["stats"]
+    assert stats["mAP"] > 0.999 and stats["mAP75"] > 0.999
+
+
+def test_training_samples_hold_no_crowd(index):
+    """A crowd box is no single object to learn from."""
+    crowded = [i for i in range(len(index)) if index.iscrowd[index.rows(i)].any()]
+    assert crowded, "the data set for this test must hold crowds"
+    dataset = CocoDetection(index, KEEP.resize)
+    for i in crowded[:5]:
+        assert len(dataset[i]["class_labels"]) == (~index.iscrowd[index.rows(i)]).sum()
+
+
+def test_every_photo_once_an_epoch_and_batches_alike(index):
+    """Grouping by shape must not lose, repeat or stop shuffling photos; the order depends on seed and epoch alone."""
+    batches = epoch_batches(index, 4, seed=1, epoch=0)
+    assert sorted(np.concatenate(batches)) == list(range(len(index)))
+    again, other = epoch_batches(index, 4, seed=1, epoch=0), epoch_batches(index, 4, seed=1, epoch=1)
+    assert all(np.array_equal(a, b) for a, b in zip(batches, again))
+    assert any(not np.array_equal(a, b) for a, b in zip(batches, other))
+
+
+def test_a_photo_has_its_own_seed():
+    """Otherwise augmentation would depend on the number of workers, and a resumed run would differ."""
+    seeds = {sample_seed(seed, epoch, image) for seed in range(3) for epoch in range(3) for image in range(50)}
+    assert len(seeds) == 450 and sample_seed(1, 2, 3) == sample_seed(1, 2, 3)
+
+
+def save(path, array, **options):
+    Image.fromarray(array, **({"mode": options.pop("mode")} if "mode" in options else {})).save(path, **options)
+    return path
+
+
+def test_unusual_photos_become_rgb(tmp_path):
+    """COCO holds greyscale photos; others hold CMYK, palettes, 16 bits, transparency or several frames."""
+    colour = np.random.default_rng(0).integers(0, 255, (20, 30, 3), dtype=np.uint8)
+    Image.fromarray(colour).convert("L").save(tmp_path / "grey.jpg")
+    Image.fromarray(colour).convert("CMYK").save(tmp_path / "cmyk.jpg")
+    Image.fromarray(colour).convert("P").save(tmp_path / "palette.png")
+    Image.fromarray(np.linspace(0, 65535, 600).reshape(20, 30).astype(np.uint16)).save(tmp_path / "sixteen.png")
+    Image.fromarray(colour).save(tmp_path / "frames.gif", save_all=True, append_images=[Image.fromarray(255 - colour)])
+    Image.fromarray(colour).convert("RGBA").save(tmp_path / "alpha.png")
+    for path in sorted(tmp_path.iterdir()):
+        image = read_image(path, 20, 30)
+        assert image.shape == (20, 30, 3) and image.dtype == np.uint8, path.name
+    sixteen = read_image(tmp_path / "sixteen.png", 20, 30)
+    assert sixteen.min() == 0 and sixteen.max() == 255 and abs(sixteen.mean() - 127.5) < 2  # scaled, not clipped
+
+
+def test_rotation_mark_follows_the_annotated_size(tmp_path):
+    """COCO's boxes belong to the stored pixels; only when the record says the turned size is the photo turned."""
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees
+    Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(tmp_path / "turned.jpg", exif=exif)
+    assert read_image(tmp_path / "turned.jpg", 20, 30).shape == (20, 30, 3)
+    assert read_image(tmp_path / "turned.jpg", 30, 20).shape == (30, 20, 3)
+    with pytest.raises(OSError, match="its record says"):
+        read_image(tmp_path / "turned.jpg", 21, 30)
+
+
+def write_coco(root, images, annotations, categories=({"id": 3, "name": "car"},)):
+    (root / "images").mkdir(parents=True, exist_ok=True)
+    document = {"images": images, "annotations": annotations, "categories": list(categories)}
+    (root / "coco.json").write_bytes(orjson.dumps(document))
+    return root / "coco.json", root / "images"
+
+
+def test_broken_photo_is_left_out_and_listed_not_a_crash(tmp_path):
+    """Half a JPEG decodes in some libraries without an error: a grey lower half would be trained on."""
+    images = [{"id": k, "file_name": f"{k}.jpg", "height": 64, "width": 64} for k in (1, 2, 3, 4)]
+    boxes = [{"id": k, "image_id": k, "category_id": 3, "bbox": [1, 1, 20, 20], "area": 400, "iscrowd": 0} for k in (1, 2, 3, 4)]
+    file, folder = write_coco(tmp_path, images, boxes)
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    for k in (1, 2, 3):
+        Image.fromarray(noise).save(folder / f"{k}.jpg")
+    (folder / "2.jpg").write_bytes((folder / "2.jpg").read_bytes()[:900])
+    (folder / "3.jpg").write_bytes(b"")
+    opened = CocoIndex.open(file, folder)
+    assert [row["file"] for row in opened.dropped] == ["4.jpg"]  # missing
+    whole = drop_broken_images(opened)
+    assert whole.image_ids.tolist() == [1] and {row["file"] for row in whole.dropped} == {"2.jpg", "3.jpg", "4.jpg"}
+    assert whole.annotation_ids.tolist() == [1]
+    batch = KEEP.collate([CocoDetection(opened, KEEP.resize)[i] for i in range(3)])  # during training: left out and named
+    assert batch["image_ids"] == [1] and sorted(batch["unreadable"]) == [2, 3]
+    assert KEEP.collate([CocoDetection(opened, KEEP.resize)[1]])["pixel_values"] is None
+
+
+@pytest.mark.parametrize("change, why", [
+    ({"bbox": [1, 1, 0, 5]}, "no area"), ({"bbox": [1, 1, -3, 5]}, "no area"), ({"bbox": [1, 1, 5]}, "not four"),
+    ({"bbox": [None, 1, 2, 2]}, "not four"), ({"bbox": [100, 1, 5, 5]}, "outside"), ({"category_id": 99}, "unknown category"),
+    ({"id": 1}, "twice")])
+def test_bad_record_is_left_out_and_listed(tmp_path, change, why):
+    """One bad record among good ones: it goes, with a reason, and nothing else."""
+    good = {"id": 1, "image_id": 1, "category_id": 3, "bbox": [1, 1, 9, 9], "area": 81, "iscrowd": 0}
+    file, folder = write_coco(tmp_path, [{"id": 1, "file_name": "1.jpg", "height": 50, "width": 50}], [good, {**good, "id": 2, **change}])
+    Image.new("RGB", (50, 50)).save(folder / "1.jpg")
+    opened = CocoIndex.open(file, folder)
+    assert opened.annotation_ids.tolist() == [1] and why in opened.dropped[0]["why"]
+
+
+@pytest.mark.parametrize("name", ["../secret.jpg", "/etc/passwd", "a/../../b.jpg", "..\\b.jpg", ""])
+def test_photo_name_that_leads_out_is_refused(tmp_path, name):
+    """A data set's file must not make us read elsewhere."""
+    file, folder = write_coco(tmp_path, [{"id": 1, "file_name": name, "height": 5, "width": 5}], [])
+    with pytest.raises(UserError, match="leads out of its folder"):
+        CocoIndex.open(file, folder)
+
+
+@pytest.mark.parametrize("content", [b'{"images": [', b"[]", b"", b'{"images": 3}'])
+def test_annotation_file_that_is_none_is_named(tmp_path, content):
+    """A half written file must be named, not end in a KeyError."""
+    (tmp_path / "coco.json").write_bytes(content)
+    with pytest.raises(UserError, match="coco.json"):
+        CocoIndex.open(tmp_path / "coco.json", tmp_path)

@@ -9,7 +9,7 @@ from matplotlib.patches import Rectangle
 from helpers.dataset import CocoIndex, read_image
 
 BLUE, ORANGE, SKY, PURPLE, GREY = "#0072B2", "#E69F00", "#56B4E9", "#CC79A7", "#777777"  # Okabe-Ito, safe for colour-blind readers
-TRUTH = "#00A000"  # ground truth is green, predictions are red, everywhere in the project
+TRUTH, PREDICTED = "#00A000", "#D50000"  # ground truth is green, predictions are red, everywhere in the project
 SMALL, LARGE = 32**2, 96**2  # COCO's limits, in square pixels
 
 
@@ -161,3 +161,39 @@ def before_after(pairs: list[tuple[np.ndarray, np.ndarray, list[str]]], titles: 
     for axis, (image, boxes, names), title in zip(axes, pairs, titles):
         show_boxes(axis, image, boxes, names, title)
     return figure
+
+
+def attention(image: np.ndarray, queries: list, classes: tuple[str, ...]) -> Figure:
+    """Where queries look (:mod:`helpers.attention`): a column each, above the decoder's first layer, below its last one.
+
+    Bright is much attention: a map over the whole photo, or dots where the model reads single points.
+    """
+    height, width = image.shape[:2]
+    columns = max(1, len(queries))
+    figure = Figure(figsize=(3.4 * columns, 6.5 * height / width + 0.4), layout="constrained")
+    axes = figure.subplots(2, columns, squeeze=False)
+    dim = 30 + image.mean(axis=2) * 0.6  # grey and dark, so that the marks are seen
+    for k, query in enumerate(queries):
+        for layer, axis in enumerate(axes[:, k]):
+            axis.imshow(dim, cmap="gray", vmin=0, vmax=255, extent=(0, width, height, 0))
+            strength = query.weights[layer] / max(query.weights[layer].max(), 1e-12)
+            if query.grid:
+                heat = strength.reshape(query.grid)
+                axis.imshow(heat, cmap="inferno", alpha=np.sqrt(heat) * 0.75, extent=(0, width, height, 0), interpolation="nearest")
+            else:
+                rising = strength.argsort()  # the strongest on top
+                x, y = (query.points[layer][rising] * (width, height)).T
+                axis.scatter(x, y, s=4 + 70 * strength[rising], c=strength[rising], cmap="plasma", vmin=0, vmax=1, linewidths=0)
+            _predicted(axis, query.box_xyxy * (width, height, width, height))
+            axis.set(xlim=(0, width), ylim=(height, 0), xticks=[], yticks=[])
+        axes[0, k].set_title(f"{classes[query.label]} {query.score:.2f}", fontsize=10, parse_math=False)
+    for axis, name in zip(axes[:, 0], ("first decoder layer", "last decoder layer")):
+        axis.set_ylabel(name, fontsize=10)
+    return figure
+
+
+def _predicted(axis, box_xyxy: np.ndarray) -> None:
+    """A predicted box: red dashes on a thin white line."""
+    x0, y0, x1, y1 = box_xyxy
+    for colour, style, line in (("white", "-", 0.8), (PREDICTED, "--", 1.8)):
+        axis.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, color=colour, linestyle=style, linewidth=line))

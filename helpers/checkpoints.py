@@ -1,6 +1,7 @@
 """Checkpoint folders: a standard Hugging Face model, and the trainer's state beside it, in safetensors and JSON only.
 
 A folder is written under a temporary name and renamed when it is whole. ``checksums.json`` tells a damaged one.
+A folder that replaces another one takes two renames; :func:`recover` mends what a kill between them left.
 """
 from __future__ import annotations
 
@@ -12,6 +13,7 @@ import secrets
 import shutil
 from pathlib import Path
 
+import numpy as np
 import orjson
 import torch
 from safetensors import safe_open
@@ -30,6 +32,8 @@ def write_folder(folder: Path, fill) -> Path:
         fill(temporary)
         files = sorted(path for path in temporary.rglob("*") if path.is_file())
         write_json(temporary / "checksums.json", {path.name: _sha256(path) for path in files})
+        for path in files:
+            _sync(path)  # else a machine that loses its power has the new name and no content
         if folder.exists():
             old = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.old")
             os.rename(folder, old)
@@ -40,6 +44,21 @@ def write_folder(folder: Path, fill) -> Path:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return folder
+
+
+def recover(run_dir: Path) -> None:
+    """Put back a folder that a kill between the two renames of :func:`write_folder` left without its name, and clear away leftovers.
+
+    The new folder is taken when it is whole, else the old one. To be called by the only process that writes there.
+    """
+    for pattern in (".*.tmp", ".*.old"):
+        for path in sorted(run_dir.glob(pattern), key=lambda path: path.stat().st_mtime_ns, reverse=True):
+            folder = run_dir / path.name[1:].rsplit(".", 2)[0]
+            replaced = pattern == ".*.old" or any(run_dir.glob(f".{folder.name}.*.old"))
+            if path.is_dir() and replaced and not folder.exists() and damage(path) is None:
+                os.rename(path, folder)
+    for path in [*run_dir.glob(".*.tmp"), *run_dir.glob(".*.old")]:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def copy_folder(source: Path, folder: Path, with_state: bool) -> Path:
@@ -70,6 +89,11 @@ def damage(folder: Path) -> str | None:
     return None
 
 
+def _sync(path: Path) -> None:
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+
+
 def _sha256(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -90,9 +114,10 @@ def save_state(folder: Path, model, optimizer, scaler, progress: dict) -> None:
             else:
                 numbers[f"{index}.{name}"] = value
     save_file({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}, folder / "trainer_state.safetensors")
-    python = random.getstate()
+    python, legacy = random.getstate(), np.random.get_state()
     write_json(folder / "trainer_state.json", {
         **progress, "optimizer_numbers": numbers, "rng_python": [python[0], list(python[1]), python[2]],
+        "rng_numpy": [legacy[0], legacy[1].tolist(), *legacy[2:]],
         "groups": [{k: v for k, v in group.items() if k != "params"} for group in state["param_groups"]],
         "scaler": scaler.state_dict() if scaler is not None else None})
 
@@ -121,7 +146,9 @@ def load_state(folder: Path, model, optimizer, scaler) -> dict:
         torch.cuda.set_rng_state(tensors["rng.cuda"])
     version, numbers, gauss = saved["rng_python"]
     random.setstate((version, tuple(numbers), gauss))
-    return {k: v for k, v in saved.items() if k not in ("optimizer_numbers", "rng_python", "groups", "scaler")}
+    name, key, *rest = saved["rng_numpy"]
+    np.random.set_state((name, np.array(key, dtype=np.uint32), *rest))
+    return {k: v for k, v in saved.items() if k not in ("optimizer_numbers", "rng_python", "rng_numpy", "groups", "scaler")}
 
 
 def _weights(model) -> dict[str, torch.Tensor]:
@@ -149,7 +176,7 @@ def resume_from(run_dir: Path, resume: str) -> tuple[Path | None, list[str]]:
         problem = damage(folder)
         if problem is None:
             return folder, passed
-        passed.append(f"{folder.name} is damaged ({problem}); going on from the one before.")
+        passed.append(f"{folder.name} is damaged ({problem}) and is passed over for the one before.")
     return None, passed
 
 
@@ -164,8 +191,11 @@ def _resumable(run_dir: Path) -> list[Path]:
     return [folder for _, _, folder in sorted(found, reverse=True)]
 
 
-def drop_old(run_dir: Path) -> None:
-    """Remove all but the newest ``KEEP`` checkpoint_epoch_N folders, and what a killed run left under temporary names."""
-    numbered = sorted(run_dir.glob("checkpoint_epoch_*"), key=lambda path: int(path.name.rsplit("_", 1)[1]))
-    for path in [*numbered[:-KEEP], *run_dir.glob(".checkpoint_*")]:
-        shutil.rmtree(path, ignore_errors=True)
+def drop_old(run_dir: Path, epoch: int, later: bool = True) -> None:
+    """Remove all but the last ``KEEP`` checkpoint_epoch_N up to ``epoch``; ``later`` ones too: they are of a training that was left."""
+    found = {int(match[1]): path for path in run_dir.glob("checkpoint_epoch_*")
+             if (match := re.fullmatch(r"checkpoint_epoch_(\d+)", path.name))}  # a copy that a student made keeps its name, and stays
+    stay = sorted(number for number in found if number <= epoch)[-KEEP:]
+    for number, path in found.items():
+        if number not in stay and (later or number < epoch):
+            shutil.rmtree(path, ignore_errors=True)

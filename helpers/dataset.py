@@ -16,7 +16,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 
 from helpers.boxes import xywh_to_xyxy
-from helpers.coco_records import annotation_problem, check_categories, check_file_name, image_problem, read_coco
+from helpers.coco_records import annotation_problem, check_categories, check_file_name, image_problem, is_id, read_coco
 from helpers.config import Config, require
 
 
@@ -80,12 +80,16 @@ class CocoIndex:
         index_of = {category: k for k, category in enumerate(category_ids)}
         images, dropped = _usable_images(coco["images"], Path(image_dir), annotation_file)
         position = {image["id"]: i for i, image in enumerate(images)}
+        listed = {image["id"] for image in coco["images"] if is_id(image.get("id"))}
 
         rows, seen = [], set()
         for record in coco["annotations"]:
-            i = position.get(record.get("image_id"))
+            owner = record.get("image_id")
+            i = position.get(owner) if is_id(owner) else None
             if i is None:
-                continue  # its photo was dropped, and listed
+                if not is_id(owner) or owner not in listed:  # else its photo was dropped, and is in the list
+                    dropped.append({"file": Path(annotation_file).name, "why": f"annotation {record.get('id')}: no photo {owner!r}"})
+                continue
             why = annotation_problem(record, images[i], index_of, seen)
             if why:
                 dropped.append({"file": str(images[i]["file_name"]), "why": f"annotation {record.get('id')}: {why}"})
@@ -176,11 +180,12 @@ class CocoDetection(torch.utils.data.Dataset):
 
     A sample is ``{"image": uint8 [H, W, 3], "boxes_xyxy": float32 [n, 4] (pixels of ``image``), "class_labels": int64 [n],
     "image_id": int, "orig_size": (height, width)}``. Crowd regions are left out: they are no single object to learn from.
-    A photo that cannot be decoded gives ``{"image": None, ...}``, which the collator drops and counts.
+    A photo that cannot be decoded gives ``{"image": None, ...}``, which the collator drops and counts. Of a photo with more
+    than ``most_objects`` the largest are taken.
     """
 
-    def __init__(self, index: CocoIndex, resize, augment=None, seed: int = 0):
-        self.index, self.resize, self.augment, self.seed, self.epoch = index, resize, augment, seed, 0
+    def __init__(self, index: CocoIndex, resize, augment=None, seed: int = 0, most_objects: int | None = None):
+        self.index, self.resize, self.augment, self.seed, self.epoch, self.most_objects = index, resize, augment, seed, 0, most_objects
 
     def __len__(self) -> int:
         return len(self.index)
@@ -188,6 +193,8 @@ class CocoDetection(torch.utils.data.Dataset):
     def __getitem__(self, i: int) -> dict:
         index = self.index
         rows = index.rows(i, crowd=False)
+        if self.most_objects and len(rows) > self.most_objects:
+            rows = np.sort(rows[np.argsort(-index.areas[rows], kind="stable")[: self.most_objects]])
         height, width = int(index.heights[i]), int(index.widths[i])
         sample = {"image_id": int(index.image_ids[i]), "orig_size": (height, width), "class_labels": index.labels[rows]}
         try:

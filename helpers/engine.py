@@ -7,32 +7,28 @@ state is in the checkpoint, so a resumed run is the uninterrupted one.
 from __future__ import annotations
 
 import math
-import os
-import shutil
-import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import orjson
+import numpy as np
 import pandas as pd
-import psutil
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
-from safetensors.torch import save_file
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from helpers import checkpoints
+from helpers import checkpoints, runfolder
 from helpers.augment import augmentation
 from helpers.config import Config, UserError, write_atomic, write_json
 from helpers.dataset import CocoDetection, CocoIndex, epoch_batches, leave_signals_to_the_loop, open_split
 from helpers.devices import autocast, environment, named_range, resolve_precision
 from helpers.evaluation import coco_metrics, eval_loader, ground_truth, predict
+from helpers.faults import StopRequests, explained, save_batch
 from helpers.folding import fold_norms
 from helpers.model import Detector, load_detector, loss_parts, parameter_groups, train_mode
 from helpers.schedule import lr_factor, moving_average
@@ -53,8 +49,9 @@ class Run:
     train: CocoIndex
     val: CocoIndex
     epoch: int = 0                      # epochs finished
-    batch: int = 0                      # batch groups finished in the current epoch
+    batch: int = 0                      # batches of the current epoch that are done with
     step: int = 0                       # optimizer steps finished
+    seconds: float = 0.0                # that the current epoch's steps took
     best: float = -1.0
     losses: list[dict] = field(default_factory=list)
     epochs: list[dict] = field(default_factory=list)
@@ -70,12 +67,17 @@ class Run:
         return self.cfg.epochs * self.groups_per_epoch
 
     @property
+    def most_objects(self) -> int | None:
+        """So many objects of a photo are learnt from: Q queries can be taught no more, and D-FINE's memory grows with their square."""
+        return getattr(self.detector.model.config, "num_queries", None)
+
+    @property
     def eval_model(self) -> torch.nn.Module:
         """The model that is validated and saved: the averaged weights where there are any."""
         return self.averaged.module if self.averaged is not None else self.detector.model
 
     def progress(self) -> dict:
-        return {"epoch": self.epoch, "batch": self.batch, "step": self.step, "best": self.best,
+        return {"epoch": self.epoch, "batch": self.batch, "step": self.step, "seconds": self.seconds, "best": self.best,
                 "averaged": int(self.averaged.n_averaged) if self.averaged is not None else 0}
 
 
@@ -83,8 +85,9 @@ def build(cfg: Config) -> Run:
     """Data, model, optimizer and accelerator of a config, seeded, at step 0."""
     set_seed(cfg.seed)
     train, val = open_split(cfg, "train2017"), open_split(cfg, "val2017")
-    if not len(train):
-        raise UserError(f"The training split of {cfg.data_dir.name} holds no usable photo: see notebook 02_sanity, or give more data.")
+    for name, split in (("training", train), ("validation", val)):
+        if not len(split):
+            raise UserError(f"The {name} split of {cfg.data_dir.name} holds no usable photo: see notebook 02_sanity, or give more data.")
     precision, note = resolve_precision(cfg.precision)
     AcceleratorState._reset_state()  # else a second run in one kernel could not have another precision
     accelerator = Accelerator(mixed_precision={"fp32": "no"}.get(precision, precision), cpu=not torch.cuda.is_available())
@@ -96,16 +99,20 @@ def build(cfg: Config) -> Run:
     for group in optimizer.param_groups:
         group["base_lr"] = group["lr"]
     model, optimizer = accelerator.prepare(detector.model, optimizer)
-    return Run(cfg, accelerator, detector, model, averaged, optimizer, train, val, notes=[note] if note else [])
+    run = Run(cfg, accelerator, detector, model, averaged, optimizer, train, val, notes=[note] if note else [])
+    crowded = int((np.diff(train.starts) > run.most_objects).sum()) if run.most_objects else 0
+    if crowded:
+        run.notes.append(f"{crowded} photos have more than {run.most_objects} objects: the {run.most_objects} largest of each are learnt from.")
+    return run
 
 
 def train_loader(run: Run, epoch: int, start: int = 0) -> DataLoader:
-    """An epoch's batches from group ``start`` on; this process's share where several train together."""
+    """An epoch's batches from number ``start`` on; this process's share where several train together."""
     cfg, rank, world = run.cfg, run.accelerator.process_index, run.accelerator.num_processes
-    dataset = CocoDetection(run.train, run.detector.preprocess.resize, augmentation(cfg.augment), cfg.seed)
+    dataset = CocoDetection(run.train, run.detector.preprocess.resize, augmentation(cfg.augment), cfg.seed, run.most_objects)
     dataset.epoch = epoch
     batches = epoch_batches(run.train, cfg.batch_size, cfg.seed, epoch)
-    batches = batches[: max(1, len(batches) // world) * world][rank::world][start * cfg.grad_accumulation :]
+    batches = batches[: max(1, len(batches) // world) * world][rank::world][start:]
     return DataLoader(dataset, batch_sampler=batches, num_workers=cfg.num_workers, collate_fn=run.detector.preprocess.collate,
                       pin_memory=torch.cuda.is_available(), worker_init_fn=leave_signals_to_the_loop,
                       generator=torch.Generator())  # its own: making a loader draws a number
@@ -142,23 +149,15 @@ def train_step(run: Run, batches: list[dict]) -> dict[str, torch.Tensor]:
 
 
 def _forward(run: Run, inputs: dict, batch: dict):
-    """The model's output; a loss that is no number, and memory that runs out, end in one sentence."""
-    cfg = run.cfg
+    """The model's output; a loss that is no number ends in one sentence, with the batch kept."""
     try:
         output = run.model(**inputs)
         if bool(torch.isfinite(output.loss)):
             return output
-    except torch.OutOfMemoryError:
-        raise UserError(f"The GPU's memory is too small for batch_size={cfg.batch_size} at image_size={cfg.image_size}: halve "
-                        "batch_size (and double grad_accumulation), lower image_size, or use precision=bf16 or fp16.") from None
     except ValueError as error:  # the matcher refuses costs that are no numbers
         if "invalid numeric" not in str(error) and "boxes" not in str(error):
             raise
-    folder = cfg.run_dir / "failed_batch"
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file({"pixel_values": batch["pixel_values"].contiguous()}, folder / "batch.safetensors")
-    write_json(folder / "batch.json", {"step": run.step, "image_ids": batch["image_ids"],
-                                       "labels": [{k: v.tolist() for k, v in label.items()} for label in batch["labels"]]})
+    folder = save_batch(run.cfg.run_dir / "failed_batch", batch, run.step)
     raise UserError(f"The loss is not a finite number at step {run.step} (photos {', '.join(map(str, batch['image_ids']))}); the batch "
                     f"is in {folder.name}/ and the last checkpoint is untouched: lower lr, or use precision=fp32.")
 
@@ -166,33 +165,43 @@ def _forward(run: Run, inputs: dict, batch: dict):
 def train(cfg: Config, on_flush: Callable[[Run], None] | None = None) -> Run:
     """Train as the config says and leave the run's folder; ``on_flush`` is called whenever new losses are known.
 
-    Raises UserError when the run exists already (unless ``resume`` or ``overwrite``), when the data or the checkpoint is missing,
-    and when it is asked to stop (Ctrl-C, SIGTERM) after the checkpoint is written.
+    Raises UserError when the run exists already (unless ``resume`` or ``overwrite``) or is being trained by another process, when
+    the data or the checkpoint is missing, for the faults that ``faults.explained`` knows, and when it is asked to stop (Ctrl-C,
+    SIGTERM) after the checkpoint is written.
     """
-    resume = _prepare_folder(cfg)
-    run = build(cfg)
-    if resume:
-        _restore(run, resume)
-    write_json(cfg.run_dir / "config.json", cfg.as_json())
-    write_json(cfg.run_dir / "environment.json", {**environment(), "process": _process()})
-    with _StopRequests() as stop, _tensorboard(run) as board:
-        while run.epoch < cfg.epochs:
-            seconds = _train_epoch(run, stop, board, on_flush)
-            if stop.asked:
-                save_checkpoint(run, cfg.run_dir / "checkpoint_last")
+    with runfolder.only_process(cfg), explained(cfg):
+        resume, sentences = runfolder.start_from(cfg)
+        run = build(cfg)
+        run.notes += sentences
+        if resume:
+            _restore(run, resume)
+        else:
+            runfolder.empty(cfg)  # only now: a misspelt model must not cost the run before
+        write_json(cfg.run_dir / "config.json", cfg.as_json())
+        write_json(cfg.run_dir / "environment.json", {**environment(), "process": runfolder.process()})
+        with StopRequests() as stop, _tensorboard(run) as board:
+            while run.epoch < cfg.epochs and not stop.asked:
+                _train_epoch(run, stop, board, on_flush)
+                _finish_epoch(run, stop, board)
+            if run.epoch < cfg.epochs:
+                save_checkpoint(run, board, cfg.run_dir / "checkpoint_last")
                 raise UserError(f"Stopped as asked after step {run.step} of {run.total_steps}; the checkpoint is written, "
                                 "go on with resume=auto.")
-            run.epoch, run.batch = run.epoch + 1, 0
-            _finish_epoch(run, board, seconds)
     return run
 
 
-def _train_epoch(run: Run, stop, board, on_flush) -> float:
-    """The steps that are left of an epoch; gives the seconds that they took."""
-    cfg, waiting, pending, began = run.cfg, [], [], time.perf_counter()
-    loader = train_loader(run, run.epoch, run.batch)
-    bar = tqdm(total=run.groups_per_epoch, initial=run.batch, desc=f"epoch {run.epoch + 1}/{cfg.epochs}", unit="step", mininterval=1.0, ncols=100)
-    try:
+def _train_epoch(run: Run, stop: StopRequests, board, on_flush) -> None:
+    """The steps that are left of an epoch."""
+    cfg, waiting, pending, began, first = run.cfg, [], [], time.perf_counter(), run.batch
+    loader = train_loader(run, run.epoch, first)
+
+    def flush() -> None:
+        _flush(run, pending, bar, board)
+        if on_flush:
+            on_flush(run)
+
+    with tqdm(total=run.groups_per_epoch, initial=first // cfg.grad_accumulation, desc=f"epoch {run.epoch + 1}/{cfg.epochs}", unit="step",
+              mininterval=1.0, ncols=100) as bar:
         for number, batch in enumerate(loader, start=1):
             if batch["unreadable"]:
                 run.notes.append(f"epoch {run.epoch + 1}: photos {batch['unreadable']} could not be read and were left out")
@@ -204,21 +213,15 @@ def _train_epoch(run: Run, stop, board, on_flush) -> float:
                 factor = lr_factor(run.step, run.total_steps, cfg.scheduler, cfg.warmup_ratio)
                 pending.append({"step": run.step + 1, "epoch": run.epoch + 1, "lr": rates.get("rest", 0.0) * factor,
                                 "lr_backbone": rates.get("backbone", 0.0) * factor, **parts})
-                run.step, run.batch, waiting = run.step + 1, run.batch + 1, []
+                run.step, run.batch, waiting = run.step + 1, first + number, []
                 bar.update()
-                if len(pending) == FLUSH_EVERY or stop.asked or number == len(loader):
-                    _flush(run, pending, bar, board)
-                    if on_flush:
-                        on_flush(run)
+                if len(pending) == FLUSH_EVERY:
+                    flush()
                 if stop.asked:
                     break
-    except RuntimeError as error:
-        if "DataLoader worker" in str(error):
-            raise UserError(f"A data-loader worker died ({str(error).splitlines()[0]}): lower num_workers, or free memory.") from None
-        raise
-    finally:
-        bar.close()
-    return time.perf_counter() - began
+        if pending:
+            flush()
+    run.seconds += time.perf_counter() - began
 
 
 def _flush(run: Run, pending: list[dict], bar, board) -> None:
@@ -234,31 +237,30 @@ def _flush(run: Run, pending: list[dict], bar, board) -> None:
     pending.clear()
 
 
-def _finish_epoch(run: Run, board, seconds: float) -> None:
-    """Validate, log and save. The log is written with the checkpoint, so the two always agree."""
-    cfg, loader = run.cfg, eval_loader(run.val, run.detector.preprocess, run.cfg.batch_size, run.cfg.num_workers)
-    row = {"epoch": run.epoch, "step": run.step}
-    row |= pd.DataFrame([r for r in run.losses if r["epoch"] == run.epoch]).filter(like="loss").mean().add_prefix("train_").to_dict()
-    loader = tqdm(loader, desc="validation", unit="batch", mininterval=1.0, ncols=100, leave=False)
+def _finish_epoch(run: Run, stop: StopRequests, board) -> None:
+    """Validate, log and save, unless asked to stop. The log is written with the checkpoint, so the two always agree."""
+    cfg, epoch = run.cfg, run.epoch + 1
+    loader = eval_loader(run.val, run.detector.preprocess, cfg.batch_size, cfg.num_workers)
+    loader = tqdm(stop.until(loader), total=len(loader), desc="validation", unit="batch", mininterval=1.0, ncols=100, leave=False)
     detections, parts = predict(run.eval_model, run.detector.processor, run.detector.preprocess, loader, run.val.category_ids,
                                 run.accelerator.device, autocast(cfg.precision), with_loss=True)
+    if stop.asked:
+        return
+    row = {"epoch": epoch, "step": run.step}
+    row |= pd.DataFrame([r for r in run.losses if r["epoch"] == epoch]).filter(like="loss").mean().add_prefix("train_").to_dict()
     stats = coco_metrics(ground_truth(run.val), detections)["stats"]
     row |= {f"val_{name}": value for name, value in parts.items()} | {"mAP": stats["mAP"], "mAP50": stats["mAP50"]}
-    row |= {"seconds": seconds, "photos_per_s": len(run.train) / seconds}
+    row |= {"seconds": run.seconds, "photos_per_s": len(run.train) / run.seconds}
     run.epochs.append(row)
     for name, value in row.items():
         if name not in ("epoch", "step"):
             board.add_scalar(f"epoch/{name}", value, run.step)
-    better = stats["mAP"] > run.best
-    run.best = max(run.best, stats["mAP"])
-    folder = save_checkpoint(run, cfg.run_dir / f"checkpoint_epoch_{run.epoch}")
-    checkpoints.copy_folder(folder, cfg.run_dir / "checkpoint_last", with_state=True)
-    if better or not (cfg.run_dir / "checkpoint_best").exists():
-        checkpoints.copy_folder(folder, cfg.run_dir / "checkpoint_best", with_state=False)
-    checkpoints.drop_old(cfg.run_dir)
+    run.epoch, run.batch, run.seconds, run.best = epoch, 0, 0.0, max(run.best, stats["mAP"])
+    _publish(run, save_checkpoint(run, board, cfg.run_dir / f"checkpoint_epoch_{epoch}"))
+    checkpoints.drop_old(cfg.run_dir, epoch)
 
 
-def save_checkpoint(run: Run, folder: Path) -> Path:
+def save_checkpoint(run: Run, board, folder: Path) -> Path:
     """A Hugging Face folder with the trainer's state in it, and the logs up to here."""
 
     def fill(target: Path) -> None:
@@ -267,7 +269,17 @@ def save_checkpoint(run: Run, folder: Path) -> Path:
 
     write_atomic(run.cfg.run_dir / "losses.csv", pd.DataFrame(run.losses).to_csv(index=False))
     write_atomic(run.cfg.run_dir / "epochs.csv", pd.DataFrame(run.epochs).to_csv(index=False))
+    board.flush()  # it would keep two minutes of events to itself
     return checkpoints.write_folder(folder, fill)
+
+
+def _publish(run: Run, folder: Path) -> None:
+    """Make ``folder``, of a finished epoch, checkpoint_last, and checkpoint_best too where it is the best so far."""
+    if folder.name != "checkpoint_last":
+        checkpoints.copy_folder(folder, run.cfg.run_dir / "checkpoint_last", with_state=True)
+    scores, best = [row["mAP"] for row in run.epochs], run.cfg.run_dir / "checkpoint_best"
+    if not best.exists() or scores and scores.index(max(scores)) == len(scores) - 1:
+        checkpoints.copy_folder(folder, best, with_state=False)
 
 
 def _restore(run: Run, folder: Path) -> None:
@@ -278,42 +290,15 @@ def _restore(run: Run, folder: Path) -> None:
     state = checkpoints.load_state(folder, run.detector.model, run.optimizer, run.accelerator.scaler)  # the RNG last
     if run.averaged is not None:
         run.averaged.n_averaged.fill_(state["averaged"])
-    run.epoch, run.batch, run.step, run.best = (state[name] for name in ("epoch", "batch", "step", "best"))
+    run.epoch, run.batch, run.step, run.seconds, run.best = (state[name] for name in ("epoch", "batch", "step", "seconds", "best"))
     for name in ("losses", "epochs"):  # written just before the checkpoint, perhaps again after it
-        table = run.cfg.run_dir / f"{name}.csv"
-        rows = pd.read_csv(table).to_dict("records") if table.stat().st_size > 1 else []
+        table = folder.parent / f"{name}.csv"
+        rows = pd.read_csv(table).to_dict("records") if table.exists() and table.stat().st_size > 1 else []
         setattr(run, name, [row for row in rows if row["step"] <= run.step])
+    if not run.batch:  # a kill may have come before these
+        _publish(run, folder)
+        checkpoints.drop_old(run.cfg.run_dir, run.epoch, later=False)
     run.notes.append(f"Going on from {folder.name} (step {run.step} of {run.total_steps}).")
-
-
-def _prepare_folder(cfg: Config) -> Path | None:
-    """Empty the run's folder, or find the checkpoint to go on from; refuses to write over another run."""
-    if cfg.resume or _same_cell_again(cfg):
-        folder, passed = checkpoints.resume_from(cfg.run_dir, cfg.resume or "auto")
-        for sentence in passed:
-            tqdm.write(sentence)
-        if folder:
-            return folder
-    elif any(cfg.run_dir.glob("checkpoint_*")) and not cfg.overwrite:
-        raise UserError(f"The run {cfg.run_name} exists already: give another run_name, resume=auto to go on, or overwrite=True.")
-    for folder in (cfg.run_dir, cfg.output_dir / "runs" / cfg.run_name):
-        shutil.rmtree(folder, ignore_errors=True)
-    cfg.run_dir.mkdir(parents=True)
-    return None
-
-
-def _same_cell_again(cfg: Config) -> bool:
-    """Whether this very process began this very run: its cell is run a second time, and goes on."""
-    try:
-        started = orjson.loads((cfg.run_dir / "environment.json").read_bytes())["process"]
-        asked = orjson.loads((cfg.run_dir / "config.json").read_bytes())
-    except (OSError, ValueError, KeyError):
-        return False
-    return started == _process() and asked == cfg.as_json()
-
-
-def _process() -> str:
-    return f"{os.getpid()} {psutil.Process().create_time():.2f}"
 
 
 def _tensorboard(run: Run):
@@ -321,23 +306,3 @@ def _tensorboard(run: Run):
     from torch.utils.tensorboard import SummaryWriter
 
     return SummaryWriter(run.cfg.output_dir / "runs" / run.cfg.run_name, purge_step=run.step + 1 if run.step else None)
-
-
-class _StopRequests:
-    """Turns Ctrl-C and SIGTERM into a request that the loop sees after its step."""
-
-    def __enter__(self) -> "_StopRequests":
-        self.asked, self.old = False, {}
-        try:
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self.old[number] = signal.signal(number, self._ask)
-        except ValueError:  # not the main thread: then nobody can send it a signal either
-            pass
-        return self
-
-    def _ask(self, *_) -> None:
-        self.asked = True
-
-    def __exit__(self, *_) -> None:
-        for number, handler in self.old.items():
-            signal.signal(number, handler)

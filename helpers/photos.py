@@ -1,31 +1,23 @@
 """Folders of photos: one process at a time, room on the disk, every photo decoded once, placed without copying."""
 from __future__ import annotations
 
-import contextlib
 import filecmp
 import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from helpers.coco_source import Records
 from helpers.config import UserError
 from helpers.dataset import read_image
+from helpers.faults import locked
 
 
-@contextlib.contextmanager
 def only_one(folder: Path):
-    """Hold the folder's lock; the system releases it however the process ends. UserError when another one has it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(folder / ".lock", timeout=0):
-            yield
-    except Timeout:
-        raise UserError(f"Another process is downloading into {folder}: wait until it is done, or choose another "
-                        "data_dir.") from None
+    """Hold the folder's lock, as a context manager. UserError when another process has it."""
+    return locked(folder / ".lock", f"Another process is downloading into {folder}: wait until it is done, or choose another data_dir.")
 
 
 def require_space(folder: Path, size: int, what: str) -> None:

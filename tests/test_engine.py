@@ -3,37 +3,35 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
-import time
 
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
+import tiny
 import torch
 from safetensors.torch import load_file
-from tiny import detr, dfine
 
-from helpers import checkpoints, engine
-from helpers.config import UserError, load_config
-from helpers.download import prepare
+from helpers import checkpoints, engine, runfolder
+from helpers.config import UserError
 from helpers.engine import train
 from helpers.schedule import lr_factor, moving_average
 
-CLASSES = ("person", "car", "chair", "cup")
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """The models are so small that threads only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
 def base(coco_source, tmp_path_factory):
     """A small data set and a tiny model of each family: {name: Config}."""
     folder = tmp_path_factory.mktemp("engine")
-    settings = dict(data_source="folder", coco_root=str(coco_source), data_dir=str(folder / "data"), classes=CLASSES, max_train_images=12,
-                    max_val_images=6, output_dir=str(folder / "out"), image_size=96, batch_size=4, num_workers=0, epochs=3, overwrite=False,
-                    augment="full", clip_norm=1.0, precision="fp32")
-    configs = {"detr": load_config("demo", model=str(detr(folder / "detr")), ema=0.0, lr=1e-4, **settings),
-               "dfine": load_config("demo", model=str(dfine(folder / "dfine")), ema=0.9, lr=1e-4, **settings)}
-    prepare(configs["detr"])
-    return configs
+    return {family: tiny.config(folder, coco_source, family) for family in ("detr", "dfine")}
 
 
 def weights(cfg, checkpoint: str = "last") -> dict:
@@ -139,64 +137,12 @@ def test_existing_run_is_not_overwritten(finished, monkeypatch):
     before = (cfg.run_dir / "losses.csv").read_text()
     again = train(cfg)  # this very process began it: nothing is left to do
     assert again.step == run.step and (cfg.run_dir / "losses.csv").read_text() == before
-    monkeypatch.setattr(engine, "_process", lambda: "another")
+    monkeypatch.setattr(runfolder, "process", lambda: "another")
     with pytest.raises(UserError, match="exists already"):
         train(cfg)
     assert (cfg.run_dir / "losses.csv").read_text() == before
     with pytest.raises(UserError, match="not a checkpoint to go on from"):
         train(cfg.with_(resume="17"))
-
-
-TRAIN = "import sys; from helpers.config import load_config, UserError; from helpers.engine import train\n" \
-        "import json; values = json.loads(sys.argv[1])\n" \
-        "try: train(load_config(**values))\nexcept UserError as error: sys.exit(str(error))"
-
-
-def start(cfg, **changes) -> subprocess.Popen:
-    values = {**cfg.as_json(), "data_dir": str(cfg.data_dir), "output_dir": str(cfg.output_dir), "classes": list(cfg.classes), **changes}
-    values = {name: value for name, value in values.items() if value is not None}
-    return subprocess.Popen([sys.executable, "-c", TRAIN, json.dumps(values)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                            start_new_session=True)
-
-
-def wait_for(path, seconds: float = 120) -> None:
-    end = time.monotonic() + seconds
-    while not path.exists():
-        assert time.monotonic() < end, f"{path.name} did not appear"
-        time.sleep(0.02)
-
-
-def test_killed_run_goes_on_to_the_same_end(base):
-    """kill -9 after an epoch, then the same command with resume=auto: as if nothing had happened."""
-    whole = base["dfine"].with_(run_name="dfine_whole")
-    if not whole.run_dir.exists():
-        train(whole)
-    killed = base["dfine"].with_(run_name="killed")
-    process = start(killed)
-    wait_for(killed.run_dir / "checkpoint_epoch_1")
-    process.kill()
-    process.wait()
-    assert not (killed.run_dir / "checkpoint_epoch_3").exists(), "it was killed too late to show anything"
-    process = start(killed, resume="auto")
-    assert process.wait() == 0, process.stderr.read()
-    assert_same_run(whole, killed)
-    assert not list(killed.run_dir.glob(".*")), "what the killed run left under temporary names is gone"
-
-
-def test_asked_to_stop_writes_the_checkpoint(base):
-    """SIGTERM of a pre-empted VM, in the middle of an epoch: the step is finished, nothing is lost, the way on is said."""
-    whole = base["dfine"].with_(run_name="dfine_whole")
-    if not whole.run_dir.exists():
-        train(whole)
-    stopped = base["dfine"].with_(run_name="stopped")
-    process = start(stopped, num_workers=1)
-    wait_for(stopped.run_dir / "checkpoint_epoch_1")
-    os.killpg(process.pid, signal.SIGTERM)  # as at a shutdown: the workers get it too
-    _, message = process.communicate()
-    assert process.returncode == 1 and "resume=auto" in message and "Traceback" not in message
-    process = start(stopped, resume="auto")
-    assert process.wait() == 0, process.stderr.read()
-    assert_same_run(whole, stopped)
 
 
 def test_loss_that_is_no_number_stops_with_the_photos(base, monkeypatch):

@@ -1,6 +1,7 @@
 """One checkpoint's numbers with their uncertainty, and two checkpoints side by side."""
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pandas as pd
 
 from helpers.bootstrap import METRICS, class_ap, draw_weights, replicates_for
 from helpers.curves import best_operating_point, score_curves
+from helpers.detections import Detections
 from helpers.evaluation import STATS, coco_metrics, load_detections
 from helpers.matching import Matches, match
 
@@ -28,7 +30,7 @@ class Result:
     """A checkpoint's detections with what was computed from them. ``replicates`` [R, K, T]: AP on made-up validation sets."""
 
     name: str
-    detections: list[dict]
+    detections: Sequence[dict]
     stats: dict[str, float]
     per_class: pd.DataFrame
     matches: Matches
@@ -45,7 +47,7 @@ class Result:
         return interval(self.stats[metric], self.draws(metric))
 
 
-def assess(name: str, gt: dict, detections: list[dict], metrics: dict | None = None, seed: int = 0) -> Result:
+def assess(name: str, gt: dict, detections: Sequence[dict], metrics: dict | None = None, seed: int = 0) -> Result:
     """Match and bootstrap; ``metrics`` is :func:`coco_metrics` of the same detections, computed where it is not given."""
     metrics = metrics or coco_metrics(gt, detections)
     matches = match(gt, detections)
@@ -111,13 +113,15 @@ def per_class_table(start: Result, result: Result) -> pd.DataFrame:
     return table.rename(columns={"threshold": "best_threshold", "f1": "F1"})
 
 
-def saved_runs(output_dir: Path, gt: dict) -> dict[str, list[dict]]:
-    """Detections of every run in ``output_dir`` on these very photos and classes, by ``run`` and ``run (start)``."""
+def saved_runs(output_dir: Path, gt: dict) -> dict[str, Detections]:
+    """Detections of every run in ``output_dir`` on these very photos and classes, by ``run``, ``run (start)``,
+    ``run (epoch_1)``: whatever 04 has evaluated."""
     found = {}
     for path in sorted(output_dir.glob("*/detections_val2017*.json")):
-        detections = load_detections(path)
+        detections = Detections.of(load_detections(path))
         if detections and not unknown_ids(gt, detections):
-            found[path.parent.name + (" (start)" if path.stem.endswith("_start") else "")] = detections
+            checkpoint = path.stem.removeprefix("detections_val2017").removeprefix("_")
+            found[path.parent.name + (f" ({checkpoint})" if checkpoint else "")] = detections
     return found
 
 
@@ -134,14 +138,16 @@ def ranking(results: list[Result], base: Result) -> pd.DataFrame:
     return pd.DataFrame(rows).set_index("run")
 
 
-def unknown_ids(gt: dict, detections: list[dict]) -> str:
+def unknown_ids(gt: dict, detections: Sequence[dict]) -> str:
     """A sentence about detections of photos or categories that the ground truth does not have; empty if all are known."""
-    images, categories = {image["id"] for image in gt["images"]}, {c["id"] for c in gt["categories"]}
-    strange = [d for d in detections if d["image_id"] not in images or d["category_id"] not in categories]
-    if not strange:
+    given = Detections.of(detections)
+    known = (np.isin(given.image_id, [image["id"] for image in gt["images"]])
+             & np.isin(given.category_id, [c["id"] for c in gt["categories"]]))
+    if known.all():
         return ""
-    return (f"{len(strange)} of {len(detections)} detections belong to an unknown photo or category, the first to image_id "
-            f"{strange[0]['image_id']}, category_id {strange[0]['category_id']}.")
+    first = detections[int(known.argmin())]
+    return (f"{(~known).sum()} of {len(known)} detections belong to an unknown photo or category, the first to image_id "
+            f"{first['image_id']}, category_id {first['category_id']}.")
 
 
 def metrics_summary(start: Result, result: Result, threshold: float, **more) -> dict:

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from helpers.bootstrap import RECALLS
+from helpers.detections import Detections
 from helpers.matching import Matches
 
 THRESHOLDS = np.round(np.linspace(0, 1, 101), 2)
@@ -91,7 +92,7 @@ def confusion(gt: dict, detections: list[dict], matches: Matches, threshold: flo
 
     rows = matches.row[(matches.score >= threshold) & ~matches.ignored[0]]
     coco = COCO(gt)
-    found = COCOeval(coco, coco.load_res([detections[row] for row in np.sort(rows).tolist()]), "bbox").confusion_matrix(iou_thr=0.5)
+    found = COCOeval(coco, coco.load_res(Detections.of(detections).table(np.sort(rows))), "bbox").confusion_matrix(iou_thr=0.5)
     place = {category: i for i, category in enumerate(found["cat_ids"])}
     order = [place[c["id"]] for c in gt["categories"]] + [len(place)]
     names = [*matches.classes, BACKGROUND]

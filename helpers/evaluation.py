@@ -3,7 +3,8 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Callable, Iterable
+import re
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch.utils.data import DataLoader
 from helpers.collator import Preprocess
 from helpers.config import Config, UserError, require, write_atomic
 from helpers.dataset import CocoDetection, CocoIndex, leave_signals_to_the_loop
+from helpers.detections import Detections
 from helpers.devices import autocast, pick_device
 from helpers.folding import fold_norms
 from helpers.model import Detector, load_detector, loss_parts
@@ -102,13 +104,13 @@ def ground_truth(index: CocoIndex) -> dict:
     }
 
 
-def evaluator(gt: dict, detections: list[dict], engine: str = "hotcoco"):
+def evaluator(gt: dict, detections: Sequence[dict], engine: str = "hotcoco"):
     """COCO's box evaluation, run: ``hotcoco`` (fast) or ``pycocotools`` (the reference). Detections must not be empty."""
     if engine == "hotcoco":
         from hotcoco import COCO, COCOeval
 
         coco = COCO(gt)
-        run = COCOeval(coco, coco.load_res(detections), "bbox")
+        run = COCOeval(coco, coco.load_res(Detections.of(detections).table()), "bbox")
         run.evaluate()
         run.accumulate()
         with contextlib.redirect_stdout(io.StringIO()):
@@ -128,7 +130,7 @@ def evaluator(gt: dict, detections: list[dict], engine: str = "hotcoco"):
     return run
 
 
-def coco_metrics(gt: dict, detections: list[dict], engine: str = "hotcoco") -> dict:
+def coco_metrics(gt: dict, detections: Sequence[dict], engine: str = "hotcoco") -> dict:
     """``{"stats": COCO's twelve numbers as fractions, "per_class": a table with AP, AP50, AR100 and the counts}``.
 
     -1 where there is no ground truth of a kind, as in COCO. Without detections everything else is zero.
@@ -164,21 +166,23 @@ def load_checkpoint(cfg: Config, classes: tuple[str, ...], checkpoint: str) -> D
     return load_detector(cfg, classes, source=require(folder, "03_train"), class_head="remap")
 
 
-def evaluate_checkpoint(cfg: Config, index: CocoIndex, checkpoint: str, progress: Callable = iter) -> tuple[list[dict], dict]:
+def evaluate_checkpoint(cfg: Config, index: CocoIndex, checkpoint: str, progress: Callable = iter) -> tuple[Detections, dict]:
     """Detections and :func:`coco_metrics` of one checkpoint on a split, written to the run's folder and to metrics.csv.
 
-    ``progress`` wraps the loader (tqdm). ``start`` goes to detections_val2017_start.json, what ``cfg.checkpoint`` asks for to detections_val2017.json.
+    ``progress`` wraps the loader (tqdm). ``start`` goes to detections_val2017_start.json, what ``cfg.checkpoint`` asks for to
+    detections_val2017.json; another than ``best`` also to a file of its own, to be compared with later ones.
     """
     detector = load_checkpoint(cfg, index.classes, checkpoint)
     device = pick_device()
     fold_norms(detector.model)
     loader = eval_loader(index, detector.preprocess, cfg.batch_size, cfg.num_workers)
-    detections, _ = predict(detector.model.to(device), detector.processor, detector.preprocess, progress(loader), index.category_ids,
-                            device, autocast(cfg.precision))
-    metrics = coco_metrics(ground_truth(index), detections)
-    endings = ["_start"] if checkpoint == "start" else []
+    found, _ = predict(detector.model.to(device), detector.processor, detector.preprocess, progress(loader), index.category_ids,
+                       device, autocast(cfg.precision))
+    endings = [] if checkpoint == "best" else ["_" + re.sub(r"[^\w.-]+", "_", checkpoint)[-60:]]
     for ending in endings + [""] * (checkpoint != "start" or cfg.checkpoint == "start"):  # what 05 and the report read
-        save_detections(cfg.run_dir / f"detections_val2017{ending}.json", detections)
+        save_detections(cfg.run_dir / f"detections_val2017{ending}.json", found)
+    detections = Detections.of(found)
+    metrics = coco_metrics(ground_truth(index), detections)
     record_metrics(cfg.output_dir / "metrics.csv", cfg.run_name, checkpoint, metrics["stats"])
     return detections, metrics
 

@@ -6,10 +6,11 @@ photos. The curves and the bootstrap need them as arrays, so the same matching i
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import chain
 from operator import itemgetter
 
 import numpy as np
+
+from helpers.detections import Detections, bboxes
 
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)  # COCO's
 MAX_DETECTIONS = 100  # COCO counts so many per photo and class, the most confident ones
@@ -46,16 +47,19 @@ def match(gt: dict, detections: list[dict]) -> Matches:
     """
     image_ids = np.unique(np.array([image["id"] for image in gt["images"]], dtype=np.int64))
     category_ids = np.array([c["id"] for c in gt["categories"]], dtype=np.int64)
-    truth = _table(gt["annotations"], image_ids, category_ids)
-    truth["crowd"] = np.array([bool(a.get("iscrowd", 0)) for a in gt["annotations"]], dtype=bool)[truth["row"]]
-    truth["bbox"] = _boxes(gt["annotations"], truth["row"])
+    annotations = gt["annotations"]
+    of = (np.fromiter(map(itemgetter(name), annotations), np.int64, len(annotations)) for name in ("image_id", "category_id"))
+    truth = _table(*of, image_ids, category_ids)
+    truth["crowd"] = np.array([bool(a.get("iscrowd", 0)) for a in annotations], dtype=bool)[truth["row"]]
+    truth["bbox"] = bboxes(annotations)[truth["row"]]
     truth = _rows(truth, np.lexsort((truth["crowd"], truth["group"])))  # COCO looks at objects first, then at crowd regions
-    found = _table(detections, image_ids, category_ids)
-    found["score"] = np.fromiter(map(itemgetter("score"), detections), float, len(detections))[found["row"]]
+    given = Detections.of(detections)
+    found = _table(given.image_id, given.category_id, image_ids, category_ids)
+    found["score"] = given.score[found["row"]]
     found = _most_confident_first(found)
 
     groups = len(image_ids) * len(category_ids)
-    right, ignored = _assign(*_pairs(found, truth, groups, detections), truth["crowd"], len(found["row"]))
+    right, ignored = _assign(*_pairs(found, truth, groups, given.bbox), truth["crowd"], len(found["row"]))
     counts = np.bincount(truth["group"][~truth["crowd"]], minlength=groups)
     return Matches(
         classes=tuple(str(c["name"]) for c in gt["categories"]), image_ids=image_ids,
@@ -63,24 +67,13 @@ def match(gt: dict, detections: list[dict]) -> Matches:
         score=found["score"], right=right, ignored=ignored, truth=counts.reshape(len(category_ids), len(image_ids)).T)
 
 
-def _table(records: list[dict], image_ids: np.ndarray, category_ids: np.ndarray) -> dict[str, np.ndarray]:
+def _table(image_id: np.ndarray, category_id: np.ndarray, image_ids: np.ndarray, category_ids: np.ndarray) -> dict:
     """Columns of the records with a known photo and category: ``row`` number, ``image`` and ``label`` (positions in the two
     lists of ids) and ``group``, one number for both."""
-    n = len(records)
-    image = _position(np.fromiter(map(itemgetter("image_id"), records), np.int64, n), image_ids)
-    label = _position(np.fromiter(map(itemgetter("category_id"), records), np.int64, n), category_ids)
-    table = {"row": np.arange(n), "image": image, "label": label, "group": label * len(image_ids) + image}
+    image, label = _position(image_id, image_ids), _position(category_id, category_ids)
+    table = {"row": np.arange(len(image)), "image": image, "label": label, "group": label * len(image_ids) + image}
     known = (image >= 0) & (label >= 0)
     return table if known.all() else _rows(table, known)
-
-
-def _boxes(records: list[dict], rows: np.ndarray) -> np.ndarray:
-    """``bbox`` of some records, [n, 4]; read in the order of the list, several times as fast as to and fro in memory."""
-    order = np.argsort(rows)
-    some = map(records.__getitem__, rows[order].tolist())
-    bbox = np.empty((len(rows), 4))
-    bbox[order] = np.fromiter(chain.from_iterable(map(itemgetter("bbox"), some)), float, 4 * len(rows)).reshape(-1, 4)
-    return bbox
 
 
 def _rows(table: dict[str, np.ndarray], keep: np.ndarray) -> dict[str, np.ndarray]:
@@ -115,11 +108,11 @@ def _position(values: np.ndarray, known: np.ndarray) -> np.ndarray:
     return np.where(known[at] == values, at, -1)
 
 
-def _pairs(found: dict, truth: dict, groups: int, detections: list[dict]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _pairs(found: dict, truth: dict, groups: int, bbox: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(detection, object, IoU) of one photo and class with IoU of 0.5 at least; a detection's favourite first."""
     size = np.bincount(truth["group"], minlength=groups)
     some = np.flatnonzero(size[found["group"]])  # detections that have anything to overlap with: often few
-    bbox = _boxes(detections, found["row"][some])
+    bbox = bbox[found["row"][some]]
     first, count = (np.cumsum(size) - size)[found["group"][some]], size[found["group"][some]]
     ends = np.cumsum(count)
     parts, start = [(np.zeros(0, int), np.zeros(0, int), np.zeros(0))], 0

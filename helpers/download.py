@@ -61,7 +61,7 @@ def _request(cfg: Config) -> dict:
                                        for split, pairs in split_files(cfg.coco_roots).items()}
     if cfg.data_source == "demo":  # other drawings are another data set
         here = Path(__file__).parent
-        request["scenes"] = _digest(*(here / f"{name}.py" for name in ("scenes", "sprites", "drawings")))
+        request["scenes"] = _digest(*(here / name for name in ("scenes.py", "sprites.py", "drawings.py", "drawings.svg")))
     return request
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import orjson
+import pandas as pd
 from tqdm import tqdm
 
 from helpers.config import UserError, write_atomic
@@ -292,6 +293,21 @@ def polygons(mask: np.ndarray) -> list[list[float]]:
                 line = np.concatenate([line[:a + 1], hole[b:], hole[:b + 1], line[a:]])
         found.append((line / 2 + 0.25 + [left, top]).ravel().tolist())
     return found or [[left, top, left + width, top, left + width, top + height, left, top + height]]
+
+
+def ap_by_sprites(annotation_file: Path, detections: list[dict]) -> pd.DataFrame:
+    """COCO's AP and AP50 on validation objects whose sprite training draws too, and on those that it never draws.
+
+    A row each: objects, mAP, mAP50. A detection on an object of the other kind counts neither as right nor as wrong.
+    """
+    from helpers.evaluation import coco_metrics
+
+    gt, rows = orjson.loads(Path(annotation_file).read_bytes()), {}
+    for name, unseen in (("sprites that training draws", False), ("sprites that training never draws", True)):
+        records = [{**record, "iscrowd": int(record["unseen_sprite"] != unseen)} for record in gt["annotations"]]
+        stats = coco_metrics({**gt, "annotations": records}, detections)["stats"]
+        rows[name] = {"objects": sum(not r["iscrowd"] for r in records), "mAP": stats["mAP"], "mAP50": stats["mAP50"]}
+    return pd.DataFrame.from_dict(rows, orient="index")
 
 
 def _header(classes: Sequence[str], seed: int) -> dict:

@@ -119,6 +119,15 @@ def test_validation_holds_sprites_that_training_never_saw(coco):
                 assert thing.base in KINDS[thing.name].first and not thing.unseen
 
 
+def test_ap_of_unseen_sprites_is_theirs_alone(root, coco):
+    """Trap: a detector that knows only the drawings of training looks bad on both halves, or good on both."""
+    file = root / "annotations" / "instances_val2017.json"
+    found = [{**{k: r[k] for k in ("image_id", "category_id", "bbox")}, "score": 0.9}
+             for r in coco["val2017"].anns.values() if not r["unseen_sprite"]]
+    table = scenes.ap_by_sprites(file, found)
+    assert table["mAP"].iloc[0] == 1 and table["mAP"].iloc[1] < 0.01 and table["objects"].sum() == len(coco["val2017"].anns)
+
+
 def test_every_class_has_sprites_on_both_sides():
     """Trap: one drawing under two names stands on both sides, or a code that OpenMoji lacks fails in scene 1,734."""
     assert set(TOP10 + STREET) == set(SCENE_CLASSES) and not set(SCENE_CLASSES) & set(EXTRA_CLASSES)

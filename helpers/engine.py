@@ -28,7 +28,7 @@ from helpers.config import Config, UserError, write_atomic, write_json
 from helpers.dataset import CocoDetection, CocoIndex, epoch_batches, leave_signals_to_the_loop, open_split
 from helpers.devices import autocast, environment, named_range, resolve_precision
 from helpers.evaluation import coco_metrics, eval_loader, ground_truth, predict
-from helpers.faults import StopRequests, explained, save_batch
+from helpers.faults import StopRequests, explained, not_finite
 from helpers.folding import fold_norms
 from helpers.model import Detector, load_detector, loss_parts, parameter_groups, train_mode
 from helpers.schedule import lr_factor, moving_average
@@ -141,6 +141,8 @@ def train_step(run: Run, batches: list[dict]) -> dict[str, torch.Tensor]:
             totals[name] = totals.get(name, 0.0) + value / len(batches)
     with named_range("optimizer"):
         totals["grad_norm"] = run.accelerator.clip_grad_norm_(run.detector.model.parameters(), run.cfg.clip_norm)
+        if run.accelerator.scaler is None and not bool(torch.isfinite(totals["grad_norm"])):  # a scaler leaves such a step out
+            raise not_finite(run.cfg, "gradient", run.step, batches)
         run.optimizer.step()
         run.optimizer.zero_grad(set_to_none=True)
         if run.averaged is not None:
@@ -157,9 +159,7 @@ def _forward(run: Run, inputs: dict, batch: dict):
     except ValueError as error:  # the matcher refuses costs that are no numbers
         if "invalid numeric" not in str(error) and "boxes" not in str(error):
             raise
-    folder = save_batch(run.cfg.run_dir / "failed_batch", batch, run.step)
-    raise UserError(f"The loss is not a finite number at step {run.step} (photos {', '.join(map(str, batch['image_ids']))}); the batch "
-                    f"is in {folder.name}/ and the last checkpoint is untouched: lower lr, or use precision=fp32.")
+    raise not_finite(run.cfg, "loss", run.step, [batch])
 
 
 def train(cfg: Config, on_flush: Callable[[Run], None] | None = None) -> Run:

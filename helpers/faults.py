@@ -5,6 +5,7 @@ import contextlib
 import errno
 import re
 import signal
+import traceback
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -36,31 +37,47 @@ def explained(cfg: Config) -> Iterator[None]:
     """Turn the faults of a training that a user can mend into a UserError: memory, disk, a data-loader worker that died."""
     try:
         yield
-    except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is a RuntimeError
-        text = str(error)
-        if "DataLoader worker" in text and "killed" in text or "exited unexpectedly" in text:
-            raise UserError(f"A data-loader worker died ({text.splitlines()[0].rstrip('. ')}): lower num_workers, or free memory; go on "
-                            "with resume=auto.") from None
-        if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "allocate memory" in text:
-            raise UserError(f"The memory is too small for batch_size={cfg.batch_size} at image_size={cfg.image_size}: halve batch_size "
-                            "(and double grad_accumulation), lower image_size, or use precision=bf16 or fp16; go on with "
-                            "resume=auto.") from None
-        raise
-    except (OSError, SafetensorError) as error:
-        if not _is_full(error):
+    except (RuntimeError, MemoryError, OSError, EOFError, SafetensorError) as error:
+        sentence = _sentence(cfg, error)
+        if sentence is None:
             raise
-        raise UserError(f"There is no room to write in {cfg.run_dir.name}/ ({_words(error)}): make room and go on with resume=auto; the "
-                        "checkpoints that are there are whole.") from None
+        _let_go(error)
+        raise UserError(f"{sentence} Go on with resume=auto; the checkpoints that are there are whole.") from None
+
+
+def _sentence(cfg: Config, error: Exception) -> str | None:
+    """What happened, and what to change; None for anything that is not known."""
+    text = str(error)
+    if isinstance(error, (ConnectionError, EOFError)) or re.search(r"DataLoader worker.*(killed|exited unexpectedly)", text):
+        return f"A data-loader worker died ({(text.splitlines() or ['it'])[0].rstrip('. ')}): lower num_workers, or free memory."
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "allocate memory" in text:
+        return (f"The memory is too small for batch_size={cfg.batch_size} at image_size={cfg.image_size}: halve batch_size (and double "
+                "grad_accumulation), lower image_size, or use precision=bf16 or fp16.")
+    if isinstance(error, (OSError, SafetensorError)) and _is_full(error):
+        words = getattr(error, "strerror", None) or text.rsplit(": ", 1)[-1]
+        return f"There is no room to write in {cfg.run_dir.name}/ ({words}): make room."
+    return None
+
+
+def _let_go(error: BaseException) -> None:
+    """Free what the failed step holds: the GPU's memory, and the workers of the data loader.
+
+    As long as the loader lives, PyTorch reports its dead worker again whenever any process ends.
+    """
+    old = signal.getsignal(signal.SIGCHLD)
+    with contextlib.suppress(ValueError):  # not the main thread: PyTorch does not watch there
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
+    with contextlib.suppress(ValueError, TypeError):
+        signal.signal(signal.SIGCHLD, old)
 
 
 def _is_full(error: Exception) -> bool:
     """Whether a disk is full; safetensors has the system's error number in its text only."""
     found = re.search(r"\(os error (\d+)\)", str(error))
     return (int(found[1]) if found else getattr(error, "errno", None)) in FULL
-
-
-def _words(error: Exception) -> str:
-    return getattr(error, "strerror", None) or str(error).rsplit(": ", 1)[-1]
 
 
 class StopRequests:
@@ -88,6 +105,15 @@ class StopRequests:
             if self.asked:
                 return
             yield item
+
+
+def not_finite(cfg: Config, what: str, step: int, batches: list[dict]) -> UserError:
+    """The error for a loss or a gradient that is no number, with the batches saved for replay: training on would destroy the weights."""
+    for k, batch in enumerate(batches, start=1):
+        folder = save_batch(cfg.run_dir / (f"failed_batch_{k}" if k > 1 else "failed_batch"), batch, step)
+    photos = ", ".join(str(image_id) for batch in batches for image_id in batch["image_ids"])
+    return UserError(f"The {what} is not a finite number at step {step + 1} (photos {photos}); the batch is in {folder.name}/ and the last "
+                     "checkpoint is untouched: lower lr, or use precision=fp32.")
 
 
 def save_batch(folder: Path, batch: dict, step: int) -> Path:

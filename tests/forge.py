@@ -73,6 +73,12 @@ def half_removed(path, **_) -> None:
     kill()
 
 
+def kill_a_worker(*_, **__) -> None:
+    import psutil
+
+    psutil.Process().children()[0].send_signal(signal.SIGKILL)
+
+
 def full(*_, **__) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))  # no file may be larger
 
@@ -108,7 +114,7 @@ def inside(start: str):
 
 def install(at: str, n: int) -> None:
     """Make the fault ``at`` happen at its ``n``-th occasion."""
-    from helpers import checkpoints, engine
+    from helpers import checkpoints, engine, evaluation
 
     {
         "step": lambda: hook(engine, "train_step", n, kill),
@@ -128,6 +134,8 @@ def install(at: str, n: int) -> None:
         "half removed": lambda: hook(shutil, "rmtree", n, half_removed, named("checkpoint_epoch")),
         "stop": lambda: hook(engine, "train_step", n, stop),
         "stop in validation": lambda: hook(engine, "predict", n, stop),
+        "worker": lambda: hook(engine, "train_step", n, kill_a_worker),
+        "worker of the validation": lambda: hook(evaluation, "to_coco", n, kill_a_worker),
         "disk full": lambda: hook(checkpoints, "write_folder", n, full),
     }[at]()
 

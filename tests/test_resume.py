@@ -150,6 +150,15 @@ def test_full_disk(base, whole, forge):
     assert_same_run(whole["detr"], cfg)
 
 
+@pytest.mark.parametrize("moment", ["worker", "worker of the validation"])
+def test_data_loader_worker_that_dies_is_named(base, forge, moment):
+    """The system kills it when memory is short; PyTorch says so in chained tracebacks, from inside whatever is running."""
+    cfg = base["detr"].with_(run_name=moment.replace(" ", "_"), num_workers=2, batch_size=1, epochs=1)
+    ended = forge.train(cfg, (moment, 1))
+    assert ended.status == 1 and ended.message.count("\n") == 0, ended
+    assert "A data-loader worker died (" in ended.message and "lower num_workers" in ended.message
+
+
 def test_two_at_once(base, forge):
     """In its first epoch a run has no checkpoint yet: a second process would have taken its folder away."""
     cfg = base["detr"].with_(run_name="twice", overwrite=True)

@@ -103,8 +103,7 @@ def _count(groups: pd.Series, hit: pd.Series) -> tuple[np.ndarray, np.ndarray]:
 
 
 def wilson(hits, total) -> tuple[np.ndarray, np.ndarray]:
-    """The 95 % interval of a proportion, NaN for total 0; Wilson's, which holds for small counts and stays in 0 to
-    1."""
+    """The 95 % interval of a proportion, NaN for total 0; Wilson's, which holds for small counts and stays in 0 to 1."""
     hits, total = np.asarray(hits, float), np.asarray(total, float)
     z = 1.96
     with np.errstate(divide="ignore", invalid="ignore"):

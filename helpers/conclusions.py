@@ -3,14 +3,35 @@ from __future__ import annotations
 
 import html
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 
 from helpers.comparison import Result, difference, object_counts
 from helpers.curves import Operating, most_confused
+from helpers.detections import Detections
 
 UNTRAINED = 0.01  # an AP below it is that of a detector that has learnt nothing
 FEW = 20  # objects: the AP of a class with fewer says little
+
+
+def boxes(name: str, detections: Sequence[dict], gt: dict) -> str:
+    """How many boxes a checkpoint gives, and how many of them it believes in."""
+    photos, given = len(gt["images"]), Detections.of(detections)
+    if not len(given):
+        return f"Checkpoint {html.escape(name)} gives no box at all."
+    without = photos - len(np.unique(given.image_id))
+    none = f"; {without:,} of {photos:,} photos have none" if without else ""
+    return (f"Checkpoint {html.escape(name)} gives {len(given) / max(photos, 1):.1f} boxes a photo{none}. Half of them have a "
+            f"score under {np.median(given.score):.2f}, and {(given.score >= 0.5).mean():.0%} have 0.5 or more.")
+
+
+def agreement(reference: dict, result: Result) -> str:
+    """How far the two engines are apart: ``reference`` is pycocotools' ``coco_metrics``."""
+    apart = max(abs(value - result.stats[name]) for name, value in reference["stats"].items())
+    same = "they agree to the last bit" if not apart else f"they differ by up to {apart:.1e}"
+    return f"{len(reference['stats'])} numbers and a table of {len(reference['per_class'])} classes from two programs: {same}."
 
 
 def collapse(start: Result, result: Result) -> str:
@@ -46,12 +67,14 @@ def headline(start: Result, result: Result) -> str:
 def by_size(result: Result, gt: dict) -> str:
     """Which sizes are found, and how much of the validation set they are."""
     counts = object_counts(gt)
-    known = {size: result.stats[f"mAP_{size}"] for size in ("small", "medium", "large") if result.stats[f"mAP_{size}"] >= 0}
+    known = {size: result.stats[f"mAP_{size}"] for size in ("small", "medium", "large") if counts[size] >= FEW}
+    rare = [f"{counts[size]} {size}" for size in ("small", "medium", "large") if 0 < counts[size] < FEW]
+    text = f" With {' and '.join(rare)} objects, AP of that size says little." if rare else ""
     if len(known) < 2 or max(known.values()) <= 0:
-        return "There is nothing to compare by object size."
+        return "There is nothing to compare by object size." + text
     best, worst = max(known, key=known.get), min(known, key=known.get)
     return (f"AP is highest for **{best}** objects ({known[best]:.3f}, {counts[best]:,} objects) and lowest for **{worst}** ones "
-            f"({known[worst]:.3f}, {counts[worst]:,} of all {counts['all']:,}).")
+            f"({known[worst]:.3f}, {counts[worst]:,} of all {counts['all']:,}).{text}")
 
 
 def classes(table: pd.DataFrame) -> str:
@@ -76,6 +99,20 @@ def classes(table: pd.DataFrame) -> str:
             f"**{html.escape(worst['class'])}** ({worst['AP']:.3f}, {worst['instances']:,} objects); {order}." + text)
 
 
+def curve_ends(result: Result) -> str:
+    """The class whose curve ends first: what no threshold can bring back."""
+    matches = result.matches
+    objects = matches.truth.sum(axis=0)
+    found = np.array([matches.right[0, matches.of_class(k)].sum() for k in range(len(objects))])
+    enough = np.flatnonzero(objects >= FEW)
+    if not objects.sum() or not len(enough):
+        return "There are too few objects of any class to say where a curve ends."
+    first = enough[(found[enough] / objects[enough]).argmin()]
+    return (f"Down to the weakest box, {found.sum() / objects.sum():.0%} of all objects are found at IoU 0.5. The curve that ends "
+            f"first is that of **{html.escape(matches.classes[first])}**: {1 - found[first] / objects[first]:.0%} of its "
+            f"{objects[first]:,} objects are found at no score.")
+
+
 def threshold(curves: pd.DataFrame, best: Operating) -> str:
     """What showing only confident boxes gains and costs."""
     if best.f1 <= 0:
@@ -86,6 +123,18 @@ def threshold(curves: pd.DataFrame, best: Operating) -> str:
     if np.isnan(half["precision"]):
         return text + "At the customary 0.50 nothing would be shown."
     return text + f"The customary 0.50 would give F1 {half['F1']:.2f} ({half['precision']:.0%} and {half['recall']:.0%})."
+
+
+def class_thresholds(table: pd.DataFrame, best: Operating) -> str:
+    """Whether one threshold suits all classes; ``table`` of ``per_class_table``."""
+    known = table[(table["instances"] >= FEW) & (table["F1"] > 0)]
+    if len(known) < 2:
+        return "There are no two classes whose thresholds could be compared."
+    low, high = known.loc[known["best_threshold"].idxmin()], known.loc[known["best_threshold"].idxmax()]
+    near = int(((known["best_threshold"] - best.threshold).abs() <= 0.05).sum())
+    return (f"The best thresholds go from {low['best_threshold']:.2f} (**{html.escape(low['class'])}**) to "
+            f"{high['best_threshold']:.2f} (**{html.escape(high['class'])}**); {near} of {len(known)} classes are within 0.05 of "
+            f"the common {best.threshold:.2f}.")
 
 
 def calibration(bins: pd.DataFrame, error: float) -> str:
@@ -122,6 +171,37 @@ def confusions(matrix: pd.DataFrame) -> str:
         often = "once" if times == 1 else f"{times:,} times"
         text += f" Most often **{html.escape(truth)}** is taken for **{html.escape(predicted)}** ({often})."
     return text
+
+
+def photos(table: pd.DataFrame) -> str:
+    """How even the quality is over photos; ``table`` of ``photo_scores``."""
+    with_objects = table[table["objects"] > 0]
+    if not len(with_objects):
+        return "No photo has an object to be found."
+    perfect, hopeless = (int((with_objects["F1"] == value).sum()) for value in (1, 0))
+    return (f"Half of the {len(with_objects):,} photos with objects have an F1 of {with_objects['F1'].median():.2f} or more; in "
+            f"{perfect:,} everything is right, in {hopeless:,} nothing is.")
+
+
+def other_runs(results: list[Result], base: Result) -> str:
+    """Which of the other checkpoints differ from ``base`` by more than chance."""
+    gains = [difference(base, result, "mAP") for result in results if result is not base]
+    if not gains:
+        return "There is no other checkpoint to compare with."
+    better, worse = (sum(gain["significant"] and sign * gain["value"] > 0 for gain in gains) for sign in (1, -1))
+    return (f"{len(gains)} other checkpoint{'s' * (len(gains) > 1)}: {better} significantly better than {html.escape(base.name)}, "
+            f"{worse} significantly worse, {len(gains) - better - worse} that cannot be told from it.")
+
+
+def pair(a: Result, b: Result) -> str:
+    """Which of two checkpoints is the better one, if that can be said."""
+    gain = difference(a, b, "mAP")
+    if gain["interval"] is None or not gain["value"]:
+        return f"Nothing tells {html.escape(a.name)} and {html.escape(b.name)} apart."
+    first, second = (b, a) if gain["value"] > 0 else (a, b)
+    verdict = "significant" if gain["significant"] else "within what chance can do"
+    return (f"**{html.escape(first.name)}** has {abs(gain['value']):.3f} mAP more than {html.escape(second.name)}: {verdict} by the "
+            "paired bootstrap.")
 
 
 def learnt(start: Result, result: Result, parts: list[str], cost: str) -> str:

@@ -38,9 +38,8 @@ def table_of_errors(verdicts: Verdicts, threshold: float = -np.inf) -> pd.DataFr
     label_of, id_of = (np.append(objects[c].to_numpy(), -1) for c in ("label", "annotation_id"))
     false = pd.DataFrame({
         "image_id": image_ids[false["photo"]], "type": false["kind"].astype(str).to_numpy(),
-        "class": names[label_of[about]], "predicted_class": names[false["label"]], "iou": false["iou"].to_numpy(),
-                          "score": false["score"].to_numpy(),
-        "area": (false["w"] * false["h"]).to_numpy(),
+        "class": names[label_of[about]], "predicted_class": names[false["label"]],
+        "iou": false["iou"].to_numpy(), "score": false["score"].to_numpy(), "area": (false["w"] * false["h"]).to_numpy(),
         "annotation_id": id_of[about], "detection": false["detection"].to_numpy(),
         **{side: false[side].to_numpy() for side in BOX}}).sort_values("score", ascending=False, kind="stable")
     missed = objects[~(objects["covered"] >= threshold) | np.isneginf(objects["covered"])]
@@ -48,7 +47,7 @@ def table_of_errors(verdicts: Verdicts, threshold: float = -np.inf) -> pd.DataFr
         "image_id": image_ids[missed["photo"]], "type": "missed", "class": names[missed["label"]],
         "predicted_class": np.full(len(missed), None, dtype=object),
         "iou": missed["best_iou"].to_numpy(), "score": np.nan, "area": missed["area"].to_numpy(),
-                           "annotation_id": missed["annotation_id"].to_numpy(), "detection": -1,
+        "annotation_id": missed["annotation_id"].to_numpy(), "detection": -1,
         **{side: missed[side].to_numpy() for side in BOX}}).sort_values("area", ascending=False, kind="stable")
     return pd.concat([part for part in (false, missed) if len(part)] or [false], ignore_index=True)
 
@@ -107,8 +106,7 @@ def count_types(errors: pd.DataFrame) -> list[int]:
 
 
 def analyse(gt: dict, detections: list[dict]) -> Analysis:
-    """Everything that 05 shows, from a COCO document and a COCO results list. UserError when they do not fit
-    together."""
+    """Everything that 05 shows, from a COCO document and a COCO results list; UserError when they do not fit together."""
     verdicts = judge(gt, detections)
     threshold, f1 = best_threshold(verdicts)
     shown = table_of_errors(verdicts, threshold)

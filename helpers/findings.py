@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from helpers.errors import Analysis
 
 ADVICE = {
-    "classification": "look at the confused pairs: more examples of the rarer class, and check whether their labels "
-                      "can be told apart",
+    "classification": "look at the confused pairs: more examples of the rarer class, and check whether their labels can "
+                      "be told apart",
     "localization": "train longer or at a larger image size, and give the box losses more weight",
     "both": "these are half-learnt objects: more training, and more examples of the classes concerned",
     "duplicate": "a detection transformer should learn not to repeat itself: more training, auxiliary losses on; else "
@@ -35,8 +35,7 @@ def at_threshold(a: Analysis) -> str:
     if not objects:
         return f"**No object is annotated** in these photos, so each of the {len(predictions):,} predictions is false."
     if not len(predictions):
-        return (f"The detector returned **no predictions at all**: all {objects:,} objects are missed, and nothing "
-                f"else "
+        return (f"The detector returned **no predictions at all**: all {objects:,} objects are missed, and nothing else "
                 "can be said.")
     if not (predictions["kind"] == "correct").any():
         return (f"**Not one of the {len(predictions):,} predictions is correct at any score**; what follows looks at "
@@ -63,6 +62,42 @@ def by_type(a: Analysis) -> str:
         return text + f", and they are also what costs most: {_points(gain.max())} of AP50."
     return (f"{text}, but what costs most is **{gain.idxmax()}**: {_points(gain.max())} of AP50, "
             f"against {_points(gain[counts.idxmax()])}.")
+
+
+def scores(a: Analysis) -> str:
+    """How sure the detector is when it is wrong, by type of error."""
+    shown = a.verdicts.shown(a.threshold)
+    correct, false = shown.loc[shown["kind"] == "correct", "score"], a.shown[a.shown["type"] != "missed"]
+    if not len(false):
+        return "At the threshold no prediction is false."
+    median = false.groupby("type")["score"].median().sort_values(ascending=False)
+    text = f"False predictions of the type **{median.index[0]}** are the most confident (median score {median.iloc[0]:.2f}"
+    text += f"; **{median.index[-1]}** {median.iloc[-1]:.2f})" if len(median) > 1 else ")"
+    return text + (f"; correct ones have {correct.median():.2f}." if len(correct) else ".")
+
+
+def confident(a: Analysis) -> str:
+    """How many errors no threshold would take away without half of what is right."""
+    shown = a.verdicts.shown(a.threshold)
+    correct, false = shown.loc[shown["kind"] == "correct", "score"], a.shown[a.shown["type"] != "missed"]
+    if not len(false) or not len(correct):
+        return "There are no correct and false predictions whose scores could be compared."
+    sure = false[false["score"] > correct.median()]
+    if not len(sure):
+        return f"No false prediction is more confident than half of the correct ones ({correct.median():.2f})."
+    types = sure["type"].value_counts()
+    return (f"{len(sure):,} of {len(false):,} false predictions are more confident than half of the correct ones (score over "
+            f"{correct.median():.2f}); most of them are **{types.index[0]}** ({types.iloc[0]:,}).")
+
+
+def outcomes(a: Analysis) -> str:
+    """What stands in the way of the objects that are not found."""
+    lost = a.objects.loc[a.objects["outcome"] != "found", "outcome"].value_counts()
+    if not len(a.objects) or not lost.sum():
+        return "Every annotated object is found." if len(a.objects) else "No object is annotated."
+    return (f"Of the {lost.sum():,} objects that are not found, {_percent(lost['missed'], lost.sum())} are missed, "
+            f"{_percent(lost['classification'], lost.sum())} have a box of another class and "
+            f"{_percent(lost['localization'], lost.sum())} a box that lies badly.")
 
 
 def by_trait(a: Analysis) -> str:
@@ -113,10 +148,8 @@ def pairs(a: Analysis) -> str:
     first, total = table.iloc[0], int(table["errors"].sum())
     share = _percent(table["errors"].head(3).sum(), total)
     return (f"The most frequent confusion is **{_name(first['class'])}** taken for "
-            f"**{_name(first['predicted_class'])}** "
-            f"({first['errors']} times); the first three of {len(table)} pairs hold {share} of {total:,} "
-            f"classification "
-            "errors.")
+            f"**{_name(first['predicted_class'])}** ({first['errors']} times); the first three of {len(table)} pairs hold "
+            f"{share} of {total:,} classification errors.")
 
 
 def photos(a: Analysis) -> str:

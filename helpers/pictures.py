@@ -134,11 +134,12 @@ def _dashed(canvas: ImageDraw.ImageDraw, box: np.ndarray, colour, width: int) ->
 
 
 def _label(canvas: ImageDraw.ImageDraw, box: np.ndarray, text: str, colour, size: int, where: str = "above") -> None:
-    """White text on ``colour``: above the box, below it or at its right, moved so that it stays in the picture."""
+    """White text on ``colour``: above the box, below it or at its right (a line lower than its top, where the label above
+    another box would be), moved so that it stays in the picture."""
     font = _font(size)
     _, _, right, bottom = canvas.textbbox((0, 0), text, font=font)
     width, height = right + 6, bottom + 5
-    x, y = {"above": (box[0], box[1] - height), "below": (box[0], box[3]), "right": (box[2], box[1])}[where]
+    x, y = {"above": (box[0], box[1] - height), "below": (box[0], box[3]), "right": (box[2], max(box[1], 0) + height)}[where]
     x = float(np.clip(x, 0, max(canvas.im.size[0] - width, 0)))
     y = float(np.clip(y, 0, max(canvas.im.size[1] - height, 0)))
     canvas.rectangle([x, y, x + width, y + height], fill=colour)
@@ -146,8 +147,7 @@ def _label(canvas: ImageDraw.ImageDraw, box: np.ndarray, text: str, colour, size
 
 
 def crop_grid(index: CocoIndex, errors: pd.DataFrame) -> Figure:
-    """A picture per row of ``errors``, four in a line, under its caption (and ``question``, where the table has
-    one)."""
+    """A picture per row of ``errors``, four in a line, under its caption (and ``question``, where the table has one)."""
     tiles = []
     for row in errors.to_dict("records"):
         text = caption(row) if "question" not in row else f"{row['question']} {caption(row).partition(': ')[2]}"

@@ -1,5 +1,4 @@
-"""Charts of the error analysis. Each function returns a matplotlib figure, which says so if there is nothing to
-show."""
+"""Charts of the error analysis. Each function returns a matplotlib figure, which says so if there is nothing to show."""
 from __future__ import annotations
 
 import numpy as np
@@ -70,12 +69,13 @@ def trait_panels(groups: pd.DataFrame) -> Figure:
         at = np.arange(len(part))
         recall = part["recall"].to_numpy(float)
         spread = np.abs(np.array([recall - part["recall_low"], part["recall_high"] - recall], dtype=float))
-        ax.bar(at - 0.2, recall, 0.38, color="#0072B2", yerr=np.nan_to_num(spread), capsize=3,
+        both = part["precision"].notna().any()
+        ax.bar(at - 0.2 * both, recall, 0.38, color="#0072B2", yerr=np.nan_to_num(spread), capsize=3,
                label="recall, 95 % interval")
-        if part["precision"].notna().any():
+        if both:
             ax.bar(at + 0.2, part["precision"], 0.38, color="#E69F00", label="precision")
         ax.set_xticks(at, [f"{group}\n(n = {n})" for group, n in zip(part["group"], part["objects"])], fontsize=9)
-        ax.set(title=trait, ylim=(0, 1.02), ylabel="fraction", xlabel="annotated objects of the group (n)")
+        ax.set(title=trait, xlim=(-0.6, len(part) - 0.4), ylim=(0, 1.02), ylabel="fraction", xlabel="annotated objects of the group (n)")
         ax.spines[["top", "right"]].set_visible(False)
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
     return figure
@@ -170,7 +170,7 @@ def schematic(gt: dict, detections: list[dict], errors: pd.DataFrame) -> Figure:
         x, y, w, h = a["bbox"]
         ax.add_patch(Rectangle((x, y), w, h, fill=False, edgecolor="#008C3C", linewidth=2.5))
         text = f"{names[a['category_id']]}: missed" if a["id"] in missed else names[a["category_id"]]
-        ax.text(x, y + h + 3, text, color="#00702F", va="top", fontsize=10)
+        ax.text(x, y + h + 12, text, color="#00702F", va="top", fontsize=10)  # below the edge of a box that is a little lower
     for k, d in enumerate(detections):
         x, y, w, h = d["bbox"]
         free = all(abs(x - other["bbox"][0]) + abs(y - other["bbox"][1]) > 50 for other in detections[:k])

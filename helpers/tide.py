@@ -171,8 +171,7 @@ def _predictions(gt: dict, detections: list[dict], per_photo: int) -> tuple[pd.D
 
 
 def gains(ap: pd.DataFrame) -> dict[str, float]:
-    """From :func:`oracle_ap` to the six gains. TIDE averages over classes with predictions or objects; no gain is <
-    0."""
+    """From :func:`oracle_ap` to the six gains. TIDE averages over classes with predictions or objects; no gain is below 0."""
     mean = {column: 0.0 if ap[column].isna().all() else float(ap[column].mean()) for column in ap}
     return {short: max(mean[short] - mean["AP50"], 0.0) for short in TYPES.values()}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import io
+import json
 import types
 
 import numpy as np
@@ -39,6 +40,7 @@ from helpers.curves import (
     worst_first,
 )
 from helpers.dataset import CocoIndex
+from helpers.detections import Detections
 from helpers.evaluation import STATS, coco_metrics, evaluator, ground_truth
 from helpers.matching import match
 from helpers.visualize import pick_examples, write_examples
@@ -270,7 +272,10 @@ def test_no_detections_give_zeros_and_sentences(gt, index, tmp_path):
     assert matrix["background"].sum() == table["instances"].sum() == matrix.to_numpy().sum()
     assert "no detections" in conclusions.headline(empty, empty)
     for text in (conclusions.by_size(empty, gt), conclusions.classes(table), conclusions.threshold(curves, best),
-                 conclusions.calibration(bins, error), conclusions.confusions(matrix), comparison.caption(empty)):
+                 conclusions.calibration(bins, error), conclusions.confusions(matrix), comparison.caption(empty),
+                 conclusions.boxes("best", [], gt), conclusions.curve_ends(empty), conclusions.class_thresholds(table, best),
+                 conclusions.photos(photo_scores(empty.matches, 0.5)), conclusions.other_runs([empty], empty),
+                 conclusions.pair(empty, empty)):
         assert text and "nan" not in text
     for figure in (plots_eval.pr_figure(empty, empty), plots_eval.class_ap_figure(table, "start", "best"),
                    plots_eval.score_figure(curves, best), plots_eval.reliability_figure(bins, error),
@@ -379,13 +384,51 @@ def test_unknown_ids_are_named(gt):
     assert len(match(gt, strange).row) == len(good)
 
 
+def test_sentences_of_04_say_what_the_tables_say(gt, results):
+    """Prose whose numbers are another checkpoint's, or "better" and "worse" the wrong way round."""
+    start, best = results
+    assert f"gives {len(best.detections) / len(gt['images']):.1f} boxes a photo" in conclusions.boxes("best", best.detections, gt)
+    assert "1 significantly better than start, 0 significantly worse" in conclusions.other_runs([start, best], start)
+    assert "0 significantly better than best, 1 significantly worse" in conclusions.other_runs([start, best], best)
+    assert conclusions.pair(start, best) == conclusions.pair(best, start)
+    assert conclusions.pair(start, best).startswith("**best** has")
+    same, apart = {"stats": dict(best.stats), "per_class": best.per_class}, {**best.stats, "mAP50": best.stats["mAP50"] + 0.25}
+    assert "to the last bit" in conclusions.agreement(same, best)
+    assert "differ by up to 2.5e-01" in conclusions.agreement({**same, "stats": apart}, best)
+    photos = photo_scores(best.matches, 0.5)
+    perfect = ((photos["F1"] == 1) & (photos["objects"] > 0)).sum()
+    assert f"in {perfect} everything is right" in conclusions.photos(photos)
+    lost = best.matches.truth.sum() - best.matches.right[0].sum()
+    assert f"{1 - lost / best.matches.truth.sum():.0%} of all objects" in conclusions.curve_ends(best)
+
+
+def test_rare_sizes_are_not_compared(gt, results):
+    """An AP of ten large objects sold as the detector's weak side."""
+    few = {**gt, "annotations": [{**a, "area": 20000.0 if k < 5 else 2000.0 if k % 2 else 500.0}
+                                 for k, a in enumerate(a for a in gt["annotations"] if not a["iscrowd"])]}
+    text = conclusions.by_size(types.SimpleNamespace(stats={"mAP_small": 0.3, "mAP_medium": 0.4, "mAP_large": 0.0}), few)
+    assert "lowest for **small**" in text and "With 5 large objects" in text
+
+
+def test_detections_read_like_the_list_they_were_made_of(gt):
+    """Numbers that became NumPy's cannot be written as JSON; a row that is another one's shows the wrong box."""
+    found = jittered(gt, 9, 0.1)
+    arrays = Detections.of(found)
+    assert list(arrays) == found and arrays[3] == found[3] and arrays[-1] == found[-1] and len(arrays) == len(found)
+    assert json.loads(json.dumps(list(arrays))) == found
+    assert Detections.of(arrays) is arrays and not Detections.of([])
+    assert arrays.table(np.array([2]))[0].tolist() == [found[2]["image_id"], *found[2]["bbox"], found[2]["score"],
+                                                       found[2]["category_id"]]
+
+
 def test_runs_of_other_data_are_not_compared(gt, results, tmp_path):
     start, best = results
     write_json(tmp_path / "one" / "detections_val2017.json", best.detections)
     write_json(tmp_path / "one" / "detections_val2017_start.json", start.detections)
     write_json(tmp_path / "alien" / "detections_val2017.json", [{**best.detections[0], "image_id": -1}])
+    write_json(tmp_path / "one" / "detections_val2017_epoch_1.json", start.detections)
     runs = saved_runs(tmp_path, gt)
-    assert list(runs) == ["one", "one (start)"]
+    assert list(runs) == ["one", "one (epoch_1)", "one (start)"]
     table = ranking([assess(name, gt, found) for name, found in runs.items()] + [best], best)
     assert table["mAP"].is_monotonic_decreasing and table.loc["one (start)", "significant"] == "yes"
 

@@ -317,6 +317,11 @@ def test_sentences_say_what_the_tables_say(gt):
     ranked = findings.ranking(a)
     assert TYPES[ranked.iloc[0]["type of error"]] == best and ranked["AP50 to gain"].is_monotonic_decreasing
     assert f"1. **{ranked.iloc[0]['type of error']}**: +{100 * a.delta_ap[best]:.1f} points" in text
+    shown = a.verdicts.shown(a.threshold)
+    half = shown.loc[shown["kind"] == "correct", "score"].median()
+    sure = a.shown[a.shown["score"] > half]
+    assert f"{len(sure)} of {len(a.shown) - (a.shown['type'] == 'missed').sum()} false predictions" in findings.confident(a)
+    assert f"Of the {(a.objects['outcome'] != 'found').sum()} objects that are not found" in findings.outcomes(a)
     assert f"{(a.objects['outcome'] == 'found').sum():,} of {len(a.objects):,} objects are found" in text
     even = pd.DataFrame({"trait": ["size"] * 2 + ["shape"] * 2, "group": ["small", "large", "tall", "wide"],
                          "objects": 100, "found": [20, 80, 50, 53]})
@@ -368,7 +373,8 @@ def test_degenerate_detectors_give_a_sentence_not_a_crash(index, tmp_path, case)
     assert all(isinstance(v, float) and 0 <= v <= 1 for v in tide["delta_ap"].values())
     assert all((tmp_path / "error_analysis" / name).is_dir() for name in TYPES)
     assert len(figures) == len(list((tmp_path / "error_analysis").glob("*.png")))
-    text = "\n".join([findings.conclusions(analysis), findings.by_type(analysis)])
+    text = "\n".join(say(analysis) for say in (findings.conclusions, findings.by_type, findings.scores, findings.confident,
+                                               findings.outcomes))
     expected = {"no detections": "no predictions at all", "perfect": "There is no error of any type",
                 "nothing correct": "Not one of the 9",
                 "no objects": "No object is annotated", "one class without objects": "count as 0 in TIDE"}

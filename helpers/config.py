@@ -20,6 +20,7 @@ from pydantic import Field
 
 ROOT = Path(__file__).resolve().parents[1]
 PRESETS = ROOT / "notebooks" / "presets"
+SHARED = ("data_sanity", "runs", "profiler", "metrics.csv", "visualizations", "error_analysis", "notebooks", "report", "grading.json")  # in output_dir
 
 
 class UserError(Exception):
@@ -67,7 +68,7 @@ class Config(pydantic.BaseModel):
     seed: int = Field(42, ge=0)
     # where things go, and how a run goes on
     output_dir: Path = Path("artifacts")
-    run_name: str = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="the preset's name unless set")
+    run_name: str = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$", description="the preset's name unless set")
     resume: str | None = Field(None, description="auto, an epoch's number, or a checkpoint folder")
     overwrite: bool = False
     profile: bool = True
@@ -86,6 +87,13 @@ class Config(pydantic.BaseModel):
     @classmethod
     def _epoch_number(cls, value):
         return str(value) if isinstance(value, int) and not isinstance(value, bool) else value  # papermill reads 3 as a number
+
+    @pydantic.field_validator("run_name")
+    @classmethod
+    def _not_taken(cls, value):
+        if value.lower() in SHARED:  # a run's folder is emptied before it begins
+            raise ValueError("this name is taken by a folder or file that all runs share")
+        return value
 
     @pydantic.model_validator(mode="before")
     @classmethod
@@ -148,7 +156,12 @@ def load_config(preset: str = "demo", **overrides) -> Config:
     known = sorted(path.stem for path in PRESETS.glob("*.yaml"))
     if preset not in known:
         raise UserError(f"Unknown preset {preset!r}{_nearest(preset, known) or '.'} There are {', '.join(known)}.")
-    values = yaml.safe_load((PRESETS / f"{preset}.yaml").read_text())
+    try:
+        values = yaml.safe_load((PRESETS / f"{preset}.yaml").read_text())
+    except yaml.YAMLError as error:
+        raise UserError(f"The preset {preset} is not valid YAML: {' '.join(str(error).split())}.") from None
+    if not isinstance(values, dict):
+        raise UserError(f"The preset {preset} holds no list of NAME: VALUE.")
     given = {name: value for name, value in overrides.items() if value is not None}
     if given.get("classes") is not None:
         values.pop("top_k", None)
@@ -200,6 +213,9 @@ def _nearest(word: str, known) -> str:
 def _portable(value):
     if isinstance(value, (list, tuple)):
         return [_portable(item) for item in value]
+    if isinstance(value, str) and value.startswith("/"):  # model, resume and checkpoint may be folders
+        short = _portable(Path(value))
+        return value if short.startswith("/") else short
     if isinstance(value, Path):
         path = value.resolve() if value.is_absolute() else value
         if path.is_relative_to(ROOT):

@@ -48,11 +48,12 @@ def load_detector(cfg: Config, classes: tuple[str, ...], source: str | Path | No
     quiet()
     processor = load_processor(where, cfg.image_size)
     with _said_plainly(str(source or cfg.model)):
-        theirs = AutoConfig.from_pretrained(where)
+        theirs = AutoConfig.from_pretrained(where, trust_remote_code=False)  # a checkpoint's own code is never run
         torch.manual_seed(cfg.seed)  # of the rows that start untrained
         model, info = AutoModelForObjectDetection.from_pretrained(
             where, id2label=id2label, label2id={name: k for k, name in id2label.items()}, auxiliary_loss=cfg.auxiliary_loss,
-            dtype=torch.float32, ignore_mismatched_sizes=True, output_loading_info=True, use_safetensors=True)
+            dtype=torch.float32, ignore_mismatched_sizes=True, output_loading_info=True, use_safetensors=True,
+            trust_remote_code=False)
     class_tensors = class_rows(model.config)
     wrong = [f"{name} is missing" for name in info["missing_keys"]]
     wrong += [f"{key[0]} does not fit" for key in info["mismatched_keys"] if key[0] not in class_tensors]
@@ -65,7 +66,7 @@ def load_detector(cfg: Config, classes: tuple[str, ...], source: str | Path | No
         fresh = reset_head(model)
         report.append(f"class rows newly initialised in {', '.join(sorted(fresh))}")
     elif list(theirs.id2label.values()) != list(classes):
-        fresh = remap_head(model, AutoModelForObjectDetection.from_pretrained(where, dtype=torch.float32), classes, report)
+        fresh = remap_head(model, AutoModelForObjectDetection.from_pretrained(where, dtype=torch.float32, use_safetensors=True), classes, report)
     freeze(model, cfg.freeze_stages)
     model.loss_function = loss_in_fp32(model.loss_function)
     return Detector(model, processor, read_processor(processor), fresh, report)
@@ -83,12 +84,12 @@ def load_processor(where: str, image_size: int):
     Raises UserError when it cannot be had.
     """
     with _said_plainly(where):
-        processor = AutoImageProcessor.from_pretrained(where)
+        processor = AutoImageProcessor.from_pretrained(where, trust_remote_code=False)
         if processor.size.get("height"):
             size = {"height": image_size, "width": image_size}
         else:
             size = {"max_height": image_size, "max_width": image_size}
-        return AutoImageProcessor.from_pretrained(where, size=size)
+        return AutoImageProcessor.from_pretrained(where, size=size, trust_remote_code=False)
 
 
 @contextlib.contextmanager

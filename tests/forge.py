@@ -27,7 +27,7 @@ class Ended:
 
     status: int           # its exit status; -9: killed
     message: str          # the run's notes, or the error
-    began: int            # the step that it went on from, 0 for a new run
+    began: int | None     # the step that it went on from, 0 for a new run, None if it did not come to that
     megabytes: float      # its largest resident memory
     files: int | None     # open at the end
     seconds: float
@@ -150,7 +150,7 @@ def say_scores(scores: list[float]) -> None:
 
 
 def child(job: dict, report: Path) -> int:
-    from helpers import checkpoints, engine
+    from helpers import checkpoints, engine, runfolder
     from helpers.config import UserError, load_config
 
     os.setsid()
@@ -169,6 +169,7 @@ def child(job: dict, report: Path) -> int:
         return state
 
     checkpoints.load_state = noted
+    hook(runfolder, "empty", 1, lambda _: report.with_suffix(".began").write_text("0"))
     if job["after"]:
         signal.signal(signal.SIGALRM, kill)
         signal.setitimer(signal.ITIMER_REAL, job["after"])
@@ -209,7 +210,7 @@ def main() -> None:
             _, status, usage = os.wait4(pid, 0)
             said = json.loads(report.read_text()) if report.exists() else {"message": report.with_suffix(".out").read_text()[-2000:], "files": None}
             began_at = report.with_suffix(".began")
-            print(json.dumps({"status": os.waitstatus_to_exitcode(status), "began": int(began_at.read_text()) if began_at.exists() else 0, "megabytes": usage.ru_maxrss / 1024,
+            print(json.dumps({"status": os.waitstatus_to_exitcode(status), "began": int(began_at.read_text()) if began_at.exists() else None, "megabytes": usage.ru_maxrss / 1024,
                               "seconds": time.monotonic() - began, **said}), flush=True)
 
 

@@ -2,7 +2,7 @@
 import numpy as np
 import torch
 import torchvision
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helpers.boxes import box_iou, cxcywh_to_xyxy, xywh_to_xyxy, xyxy_to_cxcywh, xyxy_to_xywh
@@ -20,6 +20,7 @@ def boxes_in_image(draw):
     return boxes * [width, height, width, height], height, width
 
 
+@settings(deadline=None, derandomize=True)
 @given(boxes_in_image())
 def test_there_and_back(case):
     """Swapped height and width, or a centre taken for a corner, would not come back."""
@@ -39,6 +40,7 @@ def test_known_box_in_every_format():
     assert torch.equal(xyxy_to_cxcywh(tensor, 200, 100), torch.from_numpy(xyxy_to_cxcywh(boxes_xyxy, 200, 100)))
 
 
+@settings(deadline=None, derandomize=True)
 @given(boxes_in_image(), boxes_in_image())
 def test_iou_is_torchvisions(one, other):
     """An empty box has no overlap with anything, and does not divide by zero."""

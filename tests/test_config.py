@@ -91,6 +91,10 @@ def test_presets_name_their_class_head():
         ({"data_source": "folder"}, "coco_root"),
         ({"run_name": "a/b"}, "run_name"),
         ({"run_name": ".."}, "run_name"),
+        ({"run_name": "x" * 300}, "run_name"),
+        ({"run_name": "x\n"}, "run_name"),
+        ({"run_name": "Runs"}, "taken"),
+        ({"run_name": "notebooks"}, "taken"),
         ({"classes": ["cat"], "top_k": 3}, "one of the two"),
     ],
     ids=lambda value: str(value) if isinstance(value, dict) else "",
@@ -107,6 +111,20 @@ def test_unknown_preset_names_the_nearest():
         load_config("coco_top_10")
     with pytest.raises(UserError):
         load_config("../presets/demo")
+
+
+@pytest.mark.parametrize("text, words", [
+    ('epochs: !!python/object/apply:os.system ["touch hurt"]', "not valid YAML"), ("epochs: [1", "not valid YAML"), ("- 1", "NAME: VALUE"),
+    ("epohcs: 3", "did you mean 'epochs'"),
+])
+def test_preset_is_data_and_nothing_else(tmp_path, monkeypatch, text, words):
+    """A preset that someone sends along must not run anything; a slip in one is said in a sentence."""
+    (tmp_path / "sent.yaml").write_text(text)
+    monkeypatch.setattr("helpers.config.PRESETS", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=words) as caught:
+        load_config("sent")
+    assert "\n" not in str(caught.value) and not (tmp_path / "hurt").exists()
 
 
 def test_frozen():

@@ -13,11 +13,13 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from matplotlib.figure import Figure
 from safetensors.torch import load_file, save_file
 
 from helpers import checkpoints, engine, faults
-from helpers.config import UserError
+from helpers.config import UserError, save_figure, write_atomic, write_json
 from helpers.engine import build, train, train_loader, train_step
+from helpers.evaluation import STATS, record_metrics, save_detections
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -149,6 +151,27 @@ def test_full_disk_is_one_sentence(base, tmp_path):
     assert not (tmp_path / "x.safetensors").exists()
     with pytest.raises(FileNotFoundError), faults.explained(base):
         (tmp_path / "nothing" / "x").write_text("")
+
+
+@pytest.mark.parametrize("write", [
+    lambda path: save_detections(path, [{"image_id": k, "category_id": 1, "bbox": [0.5] * 4, "score": 0.5} for k in range(500)]),
+    lambda path: write_json(path, list(range(5000))),
+    lambda path: write_atomic(path, "<p>a report</p>" * 1000),
+    lambda path: save_figure(Figure(), path),
+    lambda path: [record_metrics(path, f"run{k}", "best", dict.fromkeys(STATS, 0.123456789)) for k in range(50)],
+], ids=["detections", "JSON", "HTML", "figure", "metrics.csv"])
+def test_full_disk_leaves_the_file_before(tmp_path, write):
+    """Half a report, table or list of detections under its final name would be read, or graded, as a whole one."""
+    path, limits = tmp_path / "file", resource.getrlimit(resource.RLIMIT_FSIZE)
+    earlier = record_metrics(path, "earlier", "best", dict.fromkeys(STATS, 0.5)).to_csv(index=False)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(OSError):
+            write(path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_text().startswith(earlier) and path.stat().st_size <= 1000 and path.read_text().endswith("\n")
+    assert [file.name for file in tmp_path.iterdir()] == ["file"]
 
 
 def test_photo_that_breaks_during_training_is_left_out_and_said(base, tmp_path, monkeypatch):

@@ -46,7 +46,7 @@ def folder(tmp_path):
     made.mkdir()
     write_notebook(
         made / "01_a.ipynb",
-        "print(epochs, lr, classes, run_name)",
+        "print(epochs, lr, classes, run_name, [model])",
         "import sys, os\nprint(sys.executable, os.getcwd())",
     )
     write_notebook(
@@ -157,9 +157,10 @@ def test_values_become_typed_parameters():
 
 def test_all_notebooks_run_in_order(folder, finished):
     """In this very Python and from the project's folder, whatever kernel the notebook names; each one's time is noted."""
-    status, out, err = finished("epochs=3", "lr=1e-5", "classes=person,car", "run_name=x.1")
+    hostile = f"x\"; import os; os.mkdir('{folder.parent}/hurt'); y = \"\\"  # a value must stay a value on its way into the notebook
+    status, out, err = finished("epochs=3", "lr=1e-5", "classes=person,car", "run_name=x.1", f"model={hostile}")
     assert (status, err) == (0, ""), err
-    assert "3 1e-05 ['person', 'car'] x.1" in printed(executed(folder, "01_a"))
+    assert f"3 1e-05 ['person', 'car'] x.1 {[hostile]}" in printed(executed(folder, "01_a")) and not (folder.parent / "hurt").exists()
     kernel = printed(executed(folder, "01_a")).splitlines()[-1]
     assert kernel == without_folders(f"{sys.executable} {ROOT}")
     assert [line.split()[0] for line in out.splitlines()[1:4]] == ["01_a", "02_b", "03_c"]

@@ -13,7 +13,8 @@ from helpers.plots import loss_curves
 class LiveCurves:
     """A notebook figure of the losses that updates in place; pass it to ``train`` as ``on_flush``.
 
-    One display is reused, so a headless run keeps only the last figure.
+    One display is reused, so a headless run keeps only the last figure. Call it once more after training: then it shows the
+    last epoch's validation too, which comes after the last flush.
     """
 
     def __init__(self, every_seconds: float = 5.0):
@@ -66,4 +67,6 @@ def _where_it_flattens(loss: np.ndarray) -> str:
     if smooth[0] <= smooth.min() * 1.02:
         return "The loss does not fall: lower the learning rate, or look at the data again."
     reached = int(np.argmax(smooth <= smooth[0] - 0.9 * (smooth[0] - smooth.min()))) + window
+    if reached > 0.9 * len(loss):
+        return f"The loss was still falling near the end: nine tenths of its fall are reached at step {reached} of {len(loss)} only."
     return f"Nine tenths of the fall are behind after step {reached} of {len(loss)}; from there the curve is flat."

@@ -73,7 +73,7 @@ def box_sizes(indices: dict[str, CocoIndex]) -> Figure:
         axis.hist(sides, bins, histtype="step", linewidth=2, color=colour, label=split, weights=np.full(len(sides), 100 / max(1, len(sides))))
     for limit, name in ((32, "small | medium"), (96, "medium | large")):
         axis.axvline(limit, color=GREY, linestyle=":")
-        axis.text(limit * 0.98, axis.get_ylim()[1] * 0.98, name, rotation=90, verticalalignment="top", horizontalalignment="right", fontsize=8, color=GREY)
+        axis.text(limit, 1.01, name, transform=axis.get_xaxis_transform(), verticalalignment="bottom", horizontalalignment="center", fontsize=8)
     axis.set_xscale("log")
     axis.set_xticks([4, 8, 16, 32, 64, 96, 200, 400], ["4", "8", "16", "32", "64", "96", "200", "400"])
     axis.minorticks_off()
@@ -131,13 +131,14 @@ def loss_curves(losses: pd.DataFrame, epochs: pd.DataFrame | None = None) -> Fig
     left.set_yscale("log")
     left.set_xlabel(f"optimizer step (mean of {window}; dots: validation)")
     left.set_ylabel("weighted loss")
-    left.legend(fontsize=8, ncols=2)
+    above = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "frameon": False, "fontsize": 8}  # never on a curve
+    left.legend(ncols=6, columnspacing=1.2, **above)
     if epochs is not None and len(epochs):
         right.plot(epochs["epoch"], epochs["mAP50"], "s--", color=ORANGE, label="AP50")
         right.plot(epochs["epoch"], epochs["mAP"], "o-", color=BLUE, label="AP")
         right.set_ylim(0, min(1, max(0.05, epochs["mAP50"].max() * 1.15)))
         right.xaxis.get_major_locator().set_params(integer=True)
-        right.legend(fontsize=8)
+        right.legend(ncols=2, **above)
     right.set_xlabel("epoch")
     right.set_ylabel("validation average precision")
     return figure

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -17,14 +18,31 @@ import orjson
 import pandas as pd
 
 from helpers import cli, grading
+from helpers.checks import SHORT
 from helpers.config import Config, UserError, require, write_atomic
 from helpers.embed import picture
 from helpers.gallery import gallery
 from helpers.headless import without_folders
 from helpers.pages import LIMIT, notebook_page, templates
 
-EXAMPLES = 8
-EPOCHS = ("epoch", "step", "train_loss", "val_loss", "mAP", "mAP50", "seconds", "photos_per_s")
+EXAMPLES = 6
+EPOCHS = (
+    "epoch",
+    "step",
+    "train_loss",
+    "train_loss_bbox",
+    "val_loss_bbox",
+    "mAP",
+    "mAP50",
+    "seconds",
+    "photos_per_s",
+)
+CHARTS = {
+    "error_types": "How many, and what they cost",
+    "where_it_fails": "Where it fails",
+    "recall_by_size": "Small objects",
+}
+DATA = {"class_counts": "Objects of each class", "box_sizes": "How large they are", "samples": "Training photos"}
 CLASSES = ("class", "instances", "AP", "AP_low", "AP_high", "AP50", "AR100", "AP_start")
 COLUMNS = ("mAP", "mAP50", "mAP75", "mAP_small", "mAP_medium", "mAP_large", "AR100")
 
@@ -59,6 +77,7 @@ def write_pages(cfg: Config, folder: Path) -> dict:
         )
         try:
             page, entry["title"] = notebook_page(path)
+            entry["title"] = re.sub(r"^\d+ · ", "", entry["title"])  # its number is in its name
             entry["href"] = write_atomic(folder / f"{path.stem}.html", page).name
         except (ValueError, KeyError, AttributeError) as error:
             entry["title"] = f"cannot be shown: {type(error).__name__}"
@@ -90,7 +109,7 @@ def _render(cfg: Config, side: int, rows: list[dict], notebooks: dict) -> str:
             errors=_part(lambda: error_summary(out / "error_analysis")),
             gallery=_part(lambda: gallery(cfg, side)),
             examples=_part(lambda: pictures(out / "visualizations", "04_evaluate", EXAMPLES, side)),
-            data=_part(lambda: pictures(out / "data_sanity", "02_sanity", 4, 1000)),
+            data=_part(lambda: _charts(require(out / "data_sanity", "02_sanity"), "02_sanity", DATA)),
             environment=_part(lambda: {"rows": _flat(_json(require(run / "environment.json", "03_train")))}),
             configuration=_part(lambda: {"rows": _flat(cfg.as_json())}),
         )
@@ -113,7 +132,7 @@ def headline(cfg: Config) -> dict:
         {
             "run": row["run"],
             "checkpoint": row["checkpoint"],
-            "ours": row["run"] == cfg.run_name,
+            "ours": row["run"] == cfg.run_name and len(after) and row["checkpoint"] == after.iloc[0]["checkpoint"],
             "values": [row[name] for name in columns],
         }
         for row in table.to_dict("records")
@@ -121,17 +140,22 @@ def headline(cfg: Config) -> dict:
     return {
         "rows": rows,
         "columns": columns,
-        "intervals": _intervals(cfg),
+        **_intervals(cfg),
         "before": start.iloc[0].to_dict() if len(start) else None,
         "after": after.iloc[0].to_dict() if len(after) else None,
     }
 
 
 def _intervals(cfg: Config) -> dict:
-    """95 % intervals of this run's numbers from metrics.json, as far as it has them: metric -> (low, high)."""
+    """95 % intervals from metrics.json, as far as it has them: ``intervals`` and ``gains`` are metric -> (low, high)."""
     document = _part(lambda: _json(cfg.run_dir / "metrics.json", default={}))
     found = (document.get("intervals") or {}).get(document.get("checkpoint")) or {}
-    return {name: bounds for name, bounds in found.items() if isinstance(bounds, list) and len(bounds) == 2}
+    gains = {name: (row or {}).get("interval") for name, row in (document.get("difference") or {}).items()}
+    whole = [
+        {name: bounds for name, bounds in group.items() if isinstance(bounds, list) and len(bounds) == 2}
+        for group in (found, gains)
+    ]
+    return {"intervals": whole[0], "gains": whole[1], "photos": document.get("images")}
 
 
 def profile(folder: Path) -> dict:
@@ -149,27 +173,29 @@ def error_summary(folder: Path) -> dict:
     """TIDE's numbers and the charts of the error analysis; for each kind its most telling picture."""
     tide = _json(require(folder / "tide.json", "05_error_analysis"))
     most = max([1e-9, *(abs(float(value)) for value in tide["delta_ap"].values())])
+    names = {short: name for name, short in SHORT.items()}
     rows = [
         {
-            "kind": kind,
+            "kind": names.get(kind, kind),
             "gain": float(gain),
             "width": 100 * max(0.0, float(gain)) / most,
             "count": tide["counts"].get(kind, ""),
         }
         for kind, gain in tide["delta_ap"].items()
     ]
-    charts = [
-        _figure(folder / f"{name}.png", "05_error_analysis")
-        for name in ("error_types", "where_it_fails", "recall_by_size")
-        if (folder / f"{name}.png").exists()
-    ]
+    charts = _charts(folder, "05_error_analysis", CHARTS)["rows"]
     examples = [
-        {**_figure(path, "05_error_analysis", 520), "caption": kind.name}
-        for kind in sorted(folder.iterdir())
-        if kind.is_dir()
-        for path in sorted([*kind.glob("*.jpg"), *kind.glob("*.png")])[:1]
+        {**_figure(path, "05_error_analysis", 520), "caption": kind}
+        for kind in SHORT
+        for path in sorted([*(folder / kind).glob("*.jpg"), *(folder / kind).glob("*.png")])[:1]
     ]
     return {"rows": rows, "charts": charts, "examples": examples}
+
+
+def _charts(folder: Path, made_by: str, titles: dict[str, str]) -> dict:
+    """The figures of a folder that are there, each under its title."""
+    there = [(folder / f"{name}.png", title) for name, title in titles.items() if (folder / f"{name}.png").exists()]
+    return {"rows": [{**_figure(path, made_by), "caption": title} for path, title in there]}
 
 
 def pictures(folder: Path, made_by: str, count: int, side: int) -> dict:
@@ -214,11 +240,11 @@ def _table(path: Path, made_by: str, columns: tuple[str, ...], most: int = 80) -
 
 
 def _readable(column: pd.Series) -> list[str]:
-    """A column's values as text, as many digits in each row."""
+    """A column's values as text, as many digits in each row; a dash where COCO says -1, there is nothing to measure."""
     if column.dtype.kind != "f":
         return [str(value) for value in column]
-    form = "{:.4f}" if column.abs().max() < 10 else "{:.1f}"
-    return [form.format(value) if np.isfinite(value) else "\N{EN DASH}" for value in column]
+    form = "{:.3f}" if column.abs().max() < 10 else "{:.1f}"
+    return [form.format(value) if np.isfinite(value) and value != -1 else "\N{EN DASH}" for value in column]
 
 
 def _json(path: Path, default=None):

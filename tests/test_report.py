@@ -124,6 +124,22 @@ def test_boxes_are_where_the_annotations_say(cfg, visit):
     assert drawn == [row["bbox"] for row in annotations if row["image_id"] == 103]
 
 
+@pytest.mark.parametrize("width", [1280, 390])
+def test_names_in_the_slider_hide_no_other(cfg, visit, width):
+    """On a phone the names are as large as ever and the photo is small: half a name helps nobody."""
+    page = visit(cfg.output_dir / "report" / "index.html", width)
+    page.locator("#threshold").fill("0.05")
+    plates = page.eval_on_selector_all(
+        "#photo .back", "plates => plates.map(p => ['x', 'y', 'width', 'height'].map(k => +p.getAttribute(k)))"
+    )
+    assert len(plates) >= 4
+    x, y, w, h = np.array(plates).T
+    across = np.minimum.outer(x + w, x + w) - np.maximum.outer(x, x)
+    down = np.minimum.outer(y + h, y + h) - np.maximum.outer(y, y)
+    hidden = np.clip(across, 0, None) * np.clip(down, 0, None) - np.diag(w * h)
+    assert (hidden.max(axis=1) <= 0.16 * w * h).all()
+
+
 def test_hostile_class_name_is_text(cfg, visit):
     """Trap 17: a class may be called <script>; a dialog would fail the fixture, and the name must be readable."""
     page = visit(cfg.output_dir / "report" / "index.html")

@@ -15,17 +15,26 @@
 
   const outline = ([x, y, width, height], kind) => svg.append(make("rect", {x, y, width, height, class: "box " + kind}));
 
-  // A name on its plate: inside the photo, and as large on a phone as on a screen.
-  const label = (photo, [x, y, , h], kind, words, below, unit) => {
+  // How much of a plate those that are there already cover.
+  const covered = ([x, y, w, h], taken) => taken.reduce((sum, [X, Y, W, H]) =>
+    sum + Math.max(0, Math.min(x + w, X + W) - Math.max(x, X)) * Math.max(0, Math.min(y + h, Y + H) - Math.max(y, Y)), 0);
+
+  // A name on its plate: inside the photo, as large on a phone as on a screen, at the corner where it hides the least of others.
+  // Where every corner would hide another name the box stays without one.
+  const label = (photo, [x, y, w, h], kind, words, below, unit, taken) => {
     const size = 12 * unit, tall = size * 1.3;
     const text = make("text", {"font-size": size, class: "name"}, words);
     svg.append(text);
     const wide = text.getComputedTextLength() + size * 0.5;
-    const left = Math.max(0, Math.min(x, photo.width - wide));
-    const top = Math.max(0, Math.min(below ? y + h - tall : y < tall ? y : y - tall, photo.height - tall));
-    text.setAttribute("x", left + size * 0.25);
-    text.setAttribute("y", top + size);
-    text.before(make("rect", {x: left, y: top, width: wide, height: tall, class: "back " + kind}));
+    const lefts = [x, x + w - wide], tops = [y - tall, y + h, y, y + h - tall];
+    if (below) tops.reverse();
+    const places = tops.flatMap(top => lefts.map(left => [Math.max(0, Math.min(left, photo.width - wide)), Math.max(0, Math.min(top, photo.height - tall)), wide, tall]));
+    const best = places.reduce((a, b) => covered(b, taken) < covered(a, taken) ? b : a);
+    if (covered(best, taken) > 0.15 * wide * tall) { text.remove(); return; }
+    taken.push(best);
+    text.setAttribute("x", best[0] + size * 0.25);
+    text.setAttribute("y", best[1] + size);
+    text.before(make("rect", {x: best[0], y: best[1], width: wide, height: tall, class: "back " + kind}));
   };
 
   const show = () => {
@@ -37,10 +46,11 @@
     const unit = 1 / Math.min(area.width / photo.width, area.height / photo.height);
     const real = truth.checked ? photo.truth.filter(keep) : [];
     const guesses = photo.predicted.filter(row => keep(row) && row[5] >= least).reverse();  // the most certain on top
+    const taken = [];
     for (const row of real) outline(row, row[5] ? "truth crowd" : "truth");
     for (const row of guesses) outline(row, "predicted");
-    for (const row of real) label(photo, row, "truth", data.classes[row[4]], true, unit);
-    for (const row of guesses) label(photo, row, "predicted", `${data.classes[row[4]]} ${row[5].toFixed(2)}`, false, unit);
+    for (const row of guesses.slice().reverse()) label(photo, row, "predicted", `${data.classes[row[4]]} ${row[5].toFixed(2)}`, false, unit, taken);
+    for (const row of real) label(photo, row, "truth", data.classes[row[4]], true, unit, taken);
     find("threshold-value").textContent = least.toFixed(2);
     find("photo-number").textContent = `${Number(slider.value) + 1} of ${data.photos.length}`;
     find("shown").textContent = `${photo.name}: ${guesses.length} predicted` + (truth.checked ? `, ${real.length} in the ground truth` : "") + `. ${photo.why}`;

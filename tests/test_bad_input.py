@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 
 import numpy as np
 import pandas as pd
@@ -10,6 +11,7 @@ import pytest
 import tiny
 import torch
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from helpers.config import UserError, load_config
 from helpers.dataset import open_split
@@ -123,6 +125,10 @@ def test_odd_photos_go_all_the_way(odd, family):
     assert {name_of[row["image_id"]] for row in detections} == GOOD | {"empty of objects.jpg", "crowded.jpg"}
     assert np.isfinite([row["bbox"] for row in detections]).all()
     assert metrics["per_class"]["class"].tolist() == NAMES and 0 <= metrics["stats"]["mAP"] <= 1
+    events = EventAccumulator(str(cfg.output_dir / "runs" / cfg.run_name))
+    events.Reload()
+    written = [path.name for path in cfg.output_dir.rglob("*")] + [tag.replace("/", "") for tag in events.Tags()["scalars"]]
+    assert len(written) > 30 and all(re.fullmatch(r"[\w.-]+", name, re.ASCII) for name in written), "nothing of the data's names is in them"
 
 
 @pytest.mark.parametrize("family", ["detr", "dfine"])

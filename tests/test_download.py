@@ -395,6 +395,18 @@ def test_disk_space_is_checked_before(tmp_path, monkeypatch):
         photos.require_space(tmp_path / "not" / "there", 5 * 10**9, "photos")
 
 
+def test_full_disk_during_the_download_is_one_sentence(tmp_path):
+    """What arrived is kept under its name, the half that did not fit is gone."""
+    from helpers import zoo
+
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "1.jpg").write_bytes(b"whole")
+    with pytest.raises(UserError, match="is full: make room and run this again, what has arrived is kept"), zoo._steady(tmp_path, {}, "photos"):
+        (tmp_path / "incoming" / "2.jpg").write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["1.jpg"]
+
+
 def test_demo_needs_nothing(tmp_path):
     manifest = prepare(load_config("demo", data_dir=tmp_path / "d", max_train_images=6, max_val_images=4))
     assert manifest["classes"] == TOP10 and manifest["splits"]["train2017"]["images"] == 6

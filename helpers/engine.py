@@ -269,7 +269,7 @@ def save_checkpoint(run: Run, board, folder: Path) -> Path:
 
     write_atomic(run.cfg.run_dir / "losses.csv", pd.DataFrame(run.losses).to_csv(index=False))
     write_atomic(run.cfg.run_dir / "epochs.csv", pd.DataFrame(run.epochs).to_csv(index=False))
-    board.flush()  # it would keep two minutes of events to itself
+    board.flush()  # the events that wait in its queue belong to this checkpoint
     return checkpoints.write_folder(folder, fill)
 
 

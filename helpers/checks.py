@@ -252,6 +252,7 @@ def profiler(cfg: Config, path: Path) -> None:
         bool((table["ms"] >= 0).all()) and bool(table["share"].between(0, 1.001).all()),
         "a time or a share is negative or too large",
     )
+    must(0.9 < table["share"].sum() < 1.1, f"the shares add up to {table['share'].sum():.2f}, not to 1")
     decodable(path / "breakdown.png")
     must(bool(read_json(path / "summary.json").get("sentence")), "summary.json does not name the bottleneck")
     traces = [file for file in path.rglob("*.json*") if "trace" in file.name]

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import artifact_tree
@@ -188,6 +192,11 @@ def at(root: Path, file: str) -> Path:
     return next(path.parent.glob("*tfevents*")) if path.name == "EVENTS" else path
 
 
+def test_no_deliverable_is_forgotten(whole):
+    """A deliverable that is added to the grading must be damaged here, too."""
+    assert {name for name, _ in FILES} == {row.name for row in grading.deliverables(whole[1])}
+
+
 @pytest.mark.parametrize("damage", [absent, empty, truncated], ids=lambda f: f.__name__)
 @pytest.mark.parametrize("name,file", FILES, ids=[file.removeprefix("artifacts/") for _, file in FILES])
 def test_broken_file_is_named(copy, name, file, damage):
@@ -211,6 +220,8 @@ DAMAGES = [  # deliverable, file, damage, words of the reason
         "counts 99 photos",
     ),
     ("data check", f"{A}/data_sanity/class_counts.csv", put("train2017", np.nan), "no finite number"),
+    ("data check", f"{A}/data_sanity/class_counts.csv", put("class", "zebra"), "other classes"),
+    ("environment", f"{RUN}/environment.json", edit_json(lambda v: v.update(packages={})), "packages"),
     ("configuration", f"{RUN}/config.json", edit_json(lambda v: v.update(run_name="other")), "run other"),
     ("losses", f"{RUN}/losses.csv", put("loss", np.nan, 3), "column loss"),
     ("losses", f"{RUN}/losses.csv", put("loss", np.inf, 3), "column loss"),
@@ -222,7 +233,11 @@ DAMAGES = [  # deliverable, file, damage, words of the reason
     ("loss curves", f"{RUN}/loss_curves.png", flat, "flat"),
     ("best checkpoint", f"{RUN}/checkpoint_best", nan_weights, "not all finite"),
     ("best checkpoint", f"{RUN}/checkpoint_best/config.json", other_classes, "zebra"),
+    ("last checkpoint", f"{RUN}/checkpoint_last", nan_weights, "not all finite"),
+    ("last checkpoint", f"{RUN}/checkpoint_last/config.json", other_classes, "zebra"),
     ("profile", f"{A}/profiler/demo/breakdown.csv", put("ms", np.nan), "column ms"),
+    ("profile", f"{A}/profiler/demo/breakdown.csv", put("share", 0.9), "add up to 1.80"),
+    ("detections before training", f"{RUN}/detections_val2017_start.json", nan_in_json, "not valid JSON"),
     ("detections", f"{RUN}/detections_val2017.json", nan_in_json, "not valid JSON"),
     (
         "detections",
@@ -236,6 +251,8 @@ DAMAGES = [  # deliverable, file, damage, words of the reason
     ("detections", f"{RUN}/detections_val2017.json", edit_json(lambda v: v.clear()), "no detection"),
     ("metrics", f"{A}/metrics.csv", put("mAP50", np.nan), "not a fraction"),
     ("metrics", f"{A}/metrics.csv", put("mAP", 0.77), "the row start says mAP 0.7700"),
+    ("metrics", f"{A}/metrics.csv", put("mAP", 0.77, 1), "the row best says mAP 0.7700"),
+    ("metrics", f"{RUN}/detections_val2017_start.json", edit_json(lambda v: v.pop(0)), "detections_val2017_start.json gives"),
     ("metrics", f"{A}/metrics.csv", without_row(0), "start checkpoint"),
     ("metrics", f"{A}/metrics.csv", without_row(1), "no row"),
     ("metrics", f"{A}/metrics.csv", swap_first_rows, "start checkpoint"),
@@ -247,6 +264,7 @@ DAMAGES = [  # deliverable, file, damage, words of the reason
     ),
     ("metrics of the run", f"{RUN}/metrics.json", nan_in_json, "not valid JSON"),
     ("metrics by class", f"{RUN}/per_class.csv", put("AP", 0.01), "the mean of AP"),
+    ("metrics by class", f"{RUN}/per_class.csv", put("AP50", np.nan), "column AP50"),
     ("metrics by class", f"{RUN}/per_class.csv", put("class", "zebra"), "not those of the data set"),
     ("error summary", f"{A}/error_analysis/tide.json", edit_json(lambda v: v["counts"].update(Cls=5)), "errors.csv"),
     ("error summary", f"{A}/error_analysis/tide.json", edit_json(lambda v: v["delta_ap"].pop("Loc")), "keys"),
@@ -259,6 +277,8 @@ DAMAGES = [  # deliverable, file, damage, words of the reason
     ("error summary", f"{A}/error_analysis/tide.json", nan_in_json, "not valid JSON"),
     ("error table", f"{A}/error_analysis/errors.csv", put("area", np.nan), "column area"),
     ("error table", f"{A}/error_analysis/errors.csv", put("image_id", 5), "validation split"),
+    ("error table", f"{A}/error_analysis/errors.csv", put("type", "odd"), "a type is unknown"),
+    ("error table", f"{A}/error_analysis/errors.csv", put("score", np.nan), "has no score"),
     ("error pictures", f"{A}/error_analysis/duplicate", absent, "duplicate/ is missing"),
     ("executed notebooks", f"{A}/notebooks/03_train.ipynb", edit_notebook(fail_cell), "ended with an error"),
     (
@@ -269,6 +289,7 @@ DAMAGES = [  # deliverable, file, damage, words of the reason
     ),
     ("executed notebooks", f"{A}/notebooks/timings.json", edit_json(lambda v: v.pop("02_sanity")), "no time"),
     ("report", f"{A}/report/index.html", network_page, "asks the network"),
+    ("report", f"{A}/report/03_train.html", lambda path: path.write_text("x" * 15_000_001 + "</html>"), "larger than 15 MB"),
     ("report", f"{A}/report/index.html", old_headline, "does not show the mAP"),
 ]
 
@@ -284,7 +305,23 @@ def test_wrong_content_is_named(copy, name, file, damage, words):
     assert words in found.get(name, ""), found
 
 
-def test_flag_file_and_exit_status(copy, capsys):
+def make(target: str, arguments: list[str], env: Path) -> subprocess.CompletedProcess:
+    """A target of the Makefile, in an environment that is this one and that counts as installed."""
+    (env / "bin").mkdir(parents=True)
+    (env / "bin" / "python").write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+    (env / "bin" / "python").chmod(0o755)
+    wanted = subprocess.run("cat requirements.txt pyproject.toml | cksum", shell=True, cwd=ROOT, capture_output=True, text=True).stdout
+    (env / ".assignment-installed").write_text(f"{ROOT} {wanted}")
+    return subprocess.run(
+        ["make", target, "PRESET=demo", f"ARGS={' '.join(map(shlex.quote, arguments))}"],
+        cwd=ROOT,
+        env={**os.environ, "VIRTUAL_ENV": str(env)},
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_flag_file_and_exit_status(copy, capsys, tmp_path):
     """``make grade`` is for a script too: its status and grading.json say the same."""
     root, cfg = copy
     arguments = [
@@ -297,8 +334,11 @@ def test_flag_file_and_exit_status(copy, capsys):
     ]
     assert grading.main(arguments) == 0
     (root / RUN / "losses.csv").unlink()
+    done = make("grade", arguments[2:], tmp_path / "env")
+    assert done.returncode != 0
     assert grading.main(arguments) == 1
     shown = capsys.readouterr().out
+    assert shown.splitlines()[-1] in done.stdout
     assert "MISSING  losses" in shown and 'make run PRESET=demo ARGS="--only 03' in shown
     document = orjson.loads((root / A / "grading.json").read_bytes())
     row = next(row for row in document["deliverables"] if row["name"] == "losses")

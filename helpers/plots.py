@@ -100,6 +100,7 @@ def padding_mask(images: np.ndarray, masks: np.ndarray) -> Figure:
         axes[2 * k].set_title("pixel_values", fontsize=9)
         axes[2 * k + 1].imshow(masks[k], cmap="gray", vmin=0, vmax=1)
         axes[2 * k + 1].set_title("pixel_mask", fontsize=9)
+        axes[2 * k + 1].add_patch(Rectangle((0, 0), 1, 1, transform=axes[2 * k + 1].transAxes, fill=False, color=GREY))  # white on white
     return figure
 
 

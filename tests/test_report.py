@@ -191,6 +191,8 @@ def test_links_lead_to_the_notebooks(cfg, visit):
 def test_prints_everything_but_the_controls(cfg, visit):
     page = visit(cfg.output_dir / "report" / "index.html")
     page.emulate_media(media="print")
+    page.set_viewport_size({"width": 680, "height": 900})  # A4 without its margins
+    assert page.evaluate("document.documentElement.scrollWidth") <= 680  # a column beyond the edge is lost on paper
     assert not page.locator(".controls").is_visible()
     assert page.locator("#photo").is_visible()
 

@@ -15,7 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from helpers.config import UserError, load_config
 from helpers.dataset import open_split
-from helpers.engine import build, train
+from helpers.engine import build, train, train_loader
 from helpers.evaluation import evaluate_checkpoint
 
 NAMES = ['"quoted\' name"', "🐶 dog", "<script>alert(1)</script> $\\frac{$ *x*"]
@@ -116,6 +116,7 @@ def test_odd_photos_go_all_the_way(odd, family):
     folder, _ = odd
     cfg = config(folder, family)
     run = train(cfg)
+    assert max(len(label["boxes"]) for batch in train_loader(run, 0) for label in batch["labels"]) == 30
     assert run.step == 5 and np.isfinite(pd.DataFrame(run.losses)).all().all()
     notes = " ".join(run.notes)
     assert "could not be read" in notes and "1 photos have more than 30 objects" in notes

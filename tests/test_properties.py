@@ -14,7 +14,7 @@ from torchvision.transforms.v2 import InterpolationMode
 
 from helpers.augment import MIN_SIDE, Augment
 from helpers.boxes import box_iou, cxcywh_to_xyxy, xywh_to_xyxy, xyxy_to_cxcywh, xyxy_to_xywh
-from helpers.coco_records import check_file_name
+from helpers.coco_records import check_file_name, is_id
 from helpers.coco_source import read_split
 from helpers.collator import Preprocess
 from helpers.config import UserError
@@ -115,13 +115,20 @@ def test_collation(batch_of, keep_aspect):
 
 anything = st.one_of(st.none(), st.booleans(), st.integers(-5, 60), st.integers(), st.just(10**400), st.floats(), st.text(max_size=3),
                      st.lists(st.floats(-5, 60), max_size=5))
-usual = {"id": st.integers(1, 6), "image_id": st.integers(1, 4), "category_id": st.integers(2, 4), "iscrowd": st.integers(0, 1),
-         "area": st.floats(1, 900), "bbox": st.lists(st.floats(-10, 60), min_size=4, max_size=4),
-         "segmentation": st.lists(st.lists(st.floats(), max_size=4), max_size=2)}
-record = st.fixed_dictionaries({}, optional={name: st.one_of(value, value, value, anything) for name, value in usual.items()})
-photo = st.fixed_dictionaries({"file_name": st.sampled_from(["1.jpg", "2.jpg", "3.jpg"])}, optional={
-    "id": st.one_of(st.integers(1, 3), st.integers(1, 3), anything), "width": st.one_of(st.integers(1, 50), anything),
-    "height": st.one_of(st.integers(1, 50), anything)})
+def mostly(usual: dict):
+    """Records with all usual fields; in every other one a field is something else, or is not there."""
+    def spoil(record: dict, field: str, value) -> dict:
+        return {name: value if name == field else kept for name, kept in record.items() if name != field or value != "gone"}
+
+    whole = st.fixed_dictionaries(usual)
+    return st.one_of(whole, st.builds(spoil, whole, st.sampled_from(sorted(set(usual) - {"file_name"})), st.one_of(anything, st.just("gone"))))
+
+
+record = mostly({"id": st.integers(1, 40), "image_id": st.integers(1, 3), "category_id": st.integers(2, 3), "iscrowd": st.integers(0, 1),
+                 "area": st.floats(1, 900), "bbox": st.lists(st.floats(0, 20), min_size=4, max_size=4),
+                 "segmentation": st.lists(st.lists(st.one_of(st.floats(0, 20), st.floats(), st.just(10**400)), max_size=4), max_size=2)})
+photo = mostly({"file_name": st.sampled_from(["1.jpg", "2.jpg", "3.jpg"]), "id": st.integers(1, 3), "width": st.integers(10, 50),
+                "height": st.integers(10, 50)})
 
 
 @pytest.fixture(scope="module")
@@ -142,6 +149,9 @@ def test_records_are_kept_or_counted(folder, images, annotations):
     assert index.annotation_ids.tolist() == [r["id"] for k in index.image_ids for r in source.annotations if r["image_id"] == k]
     assert index.image_ids.tolist() == [image["id"] for image in source.images]
     assert len(source.images) + len(source.annotations) + len(source.dropped) == len(images) + len(annotations)
+    gone = {image.get("id") for image in images if is_id(image.get("id"))} - set(index.image_ids.tolist())
+    with_their_photo = sum(is_id(r.get("image_id")) and r["image_id"] in gone for r in annotations)
+    assert len(index) + len(index.bbox) + len(index.dropped) + with_their_photo == len(images) + len(annotations)
     assert len(set(index.annotation_ids)) == len(index.annotation_ids) and len(set(index.image_ids)) == len(index)
     for i in range(len(index)):
         for x, y, w, h in index.bbox[index.rows(i)]:

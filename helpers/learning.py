@@ -9,6 +9,8 @@ import pandas as pd
 from helpers.engine import Run
 from helpers.plots import loss_curves
 
+FEW = 20  # steps: the curve of fewer is noise
+
 
 class LiveCurves:
     """A notebook figure of the losses that updates in place; pass it to ``train`` as ``on_flush``.
@@ -62,6 +64,8 @@ def _change(share: float) -> str:
 
 def _where_it_flattens(loss: np.ndarray) -> str:
     """The step after which nine tenths of the whole fall are behind, of a smoothed loss."""
+    if len(loss) < FEW:
+        return f"{len(loss)} steps are too few to say where the loss flattens."
     window = max(1, len(loss) // 10)
     smooth = np.convolve(loss, np.ones(window) / window, mode="valid")
     if smooth[0] <= smooth.min() * 1.02:

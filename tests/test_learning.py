@@ -65,7 +65,8 @@ def table(loss: np.ndarray) -> pd.DataFrame:
     (np.r_[np.linspace(9, 1, 20), np.full(80, 1.0)], "from there the curve is flat"),
     (np.linspace(9, 1, 100), "still falling near the end"),
     (np.linspace(1, 9, 100), "does not fall"),
-], ids=["flattens", "falls", "rises"])
+    (np.array([9.0, 8.0, 8.5]), "3 steps are too few"),
+], ids=["flattens", "falls", "rises", "few"])
 def test_where_the_curve_flattens_is_read_from_it(loss, words):
     sentences = learning.observations(table(loss), pd.DataFrame())
     assert sum(words in sentence for sentence in sentences) == 1

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torchvision.transforms.v2 import InterpolationMode
 
@@ -139,7 +139,12 @@ def folder(tmp_path_factory) -> Path:
     return made
 
 
+PHOTO = {"file_name": "1.jpg", "id": 1, "width": 40, "height": 30}
+
+
 @settings(quick, max_examples=150)
+@example(images=[PHOTO], annotations=[{"id": 1, "image_id": 1, "category_id": 2, "bbox": [1, 1, 5, 5], "area": 10**400}])
+@example(images=[{**PHOTO, "width": 2**40}], annotations=[])
 @given(images=st.lists(photo, max_size=4), annotations=st.lists(record, max_size=6))
 def test_records_are_kept_or_counted(folder, images, annotations):
     """Any record is usable or in the list of what was dropped; the download and the training agree on which; nothing ends in a traceback."""

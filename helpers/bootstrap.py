@@ -39,67 +39,83 @@ def class_ap(matches: Matches, weights: np.ndarray) -> np.ndarray:
     NaN where a class has no object. Weights of one give COCO's own numbers (all sizes, 100 detections).
     """
     ap = np.empty((len(weights), len(matches.classes), len(IOU_THRESHOLDS)))
+    times = np.ascontiguousarray(weights.T)
 
     def fill(k: int) -> None:
         hits = int(matches.right[0, matches.of_class(k)].sum())
         for rows in np.array_split(np.arange(len(weights)), max(1, len(weights) * hits // NUMBERS_AT_ONCE)):
-            ap[rows, k] = _one_class(matches, k, weights[rows])
+            ap[rows, k] = _one_class(matches, k, times if len(rows) == len(weights) else times[:, rows])
 
     with ThreadPoolExecutor(THREADS) as pool:  # NumPy computes outside of Python's lock
         list(pool.map(fill, range(len(matches.classes))))
     return ap
 
 
-def _one_class(matches: Matches, k: int, weights: np.ndarray) -> np.ndarray:
-    """[R, T]: precision is needed only where a detection is right, because only there recall grows."""
+def _one_class(matches: Matches, k: int, times: np.ndarray) -> np.ndarray:
+    """[R, T], photos counted ``times`` [N, R]: precision is needed only where a detection is right, because only there
+    recall grows."""
     part = matches.of_class(k)
     right, ignored, image = matches.right[:, part], matches.ignored[:, part], matches.image[part]
-    objects = weights @ matches.truth[:, k].astype(weights.dtype)  # [R]
+    objects = matches.truth[:, k].astype(times.dtype) @ times  # [R]
     reached = _recalls_reached(objects)
     places = np.flatnonzero(right.any(axis=0))  # [P] in the class's ranking: right at some threshold
-    counted = _counted(places, image, weights)  # [R, P]
-    ap = np.zeros((len(weights), len(IOU_THRESHOLDS)))
+    counted = _counted(places, image, times)  # [P, R]
+    ap = np.zeros((times.shape[1], len(IOU_THRESHOLDS)))
     for t in range(len(IOU_THRESHOLDS)):
         rows = np.flatnonzero(right[t, places])
         if not len(rows):
             continue
-        seen = counted[:, rows]
+        seen = counted[rows]
         out = np.flatnonzero(ignored[t])
         if len(out):  # these count neither as right nor as wrong
-            passed = np.cumsum(weights[:, image[out]], axis=1, dtype=weights.dtype)
-            passed = np.concatenate([np.zeros_like(passed[:, :1]), passed], axis=1)
-            seen -= passed[:, np.searchsorted(out, places[rows])]
-        ap[:, t] = _interpolated(weights[:, image[places[rows]]], seen, reached)
+            passed = np.cumsum(times[image[out]], axis=0, dtype=times.dtype)
+            passed = np.concatenate([np.zeros_like(passed[:1]), passed])
+            seen -= passed[np.searchsorted(out, places[rows])]
+        ap[:, t] = _interpolated(times[image[places[rows]]], seen, reached)
     ap[objects == 0] = np.nan
     return ap
 
 
 def _interpolated(times: np.ndarray, seen: np.ndarray, reached: np.ndarray) -> np.ndarray:
-    """AP [R] from the right detections, most confident first: ``times`` [R, p] each counts, detections ``seen`` [R, p] so far.
+    """AP [R] from the right detections, most confident first: ``times`` [p, R] each counts, detections ``seen`` [p, R] so far.
 
     COCO's rule: at each of the 101 recalls, the best precision at that recall or beyond.
     """
-    hits = np.cumsum(times, axis=1, dtype=times.dtype)
-    precision = hits / (seen + np.spacing(1))
-    best = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
-    hits += np.arange(len(hits), dtype=hits.dtype)[:, None] * reached.shape[1]  # places in the flat table
-    recalls = np.diff(reached.ravel()[hits], axis=1, prepend=np.float32(0))  # how many each detection adds
-    return np.einsum("rp,rp->r", best, recalls) / len(RECALLS)
+    hits = np.cumsum(times, axis=0, dtype=times.dtype)
+    best = _best_from_here(hits / (seen + np.spacing(1)))
+    hits *= reached.shape[1]
+    hits += np.arange(reached.shape[1], dtype=hits.dtype)  # places in the flat table
+    recalls = reached.ravel().take(hits)
+    recalls[1:] -= recalls[:-1].copy()  # how many each detection adds
+    return np.einsum("pr,pr->r", best, recalls) / len(RECALLS)
 
 
-def _counted(places: np.ndarray, image: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """[R, P]: how many detections stand at or before each of ``places`` [P] in a ranking of detections of photo ``image``."""
+def _best_from_here(precision: np.ndarray, block: int = 16) -> np.ndarray:
+    """The running maximum from the last row [p, R] up. In blocks of rows, all blocks at once: twice as fast as
+    ``np.maximum.accumulate``, which goes one number after the other."""
+    p, n = precision.shape
+    best = np.zeros((-(-p // block), block, n))  # the padding of the last block is below any precision
+    best.reshape(-1, n)[:p] = precision
+    for row in range(block - 2, -1, -1):
+        np.maximum(best[:, row], best[:, row + 1], out=best[:, row])
+    for k in range(len(best) - 2, -1, -1):  # what follows a block
+        np.maximum(best[k, 0], best[k + 1, 0], out=best[k, 0])
+    np.maximum(best[:-1, 1:], best[1:, :1], out=best[:-1, 1:])
+    return best.reshape(-1, n)[:p]
+
+
+def _counted(places: np.ndarray, image: np.ndarray, times: np.ndarray) -> np.ndarray:
+    """[P, R]: how many detections stand at or before each of ``places`` [P] in a ranking of detections of photo ``image``."""
     ends = np.concatenate([[0], places + 1])  # what comes after the last place changes nothing
-    table = csr_array((np.ones(ends[-1], weights.dtype), image[:ends[-1]], ends), shape=(len(places), weights.shape[1]))
-    return np.cumsum(np.ascontiguousarray((table @ weights.T).T), axis=1, dtype=weights.dtype)
+    table = csr_array((np.ones(ends[-1], times.dtype), image[:ends[-1]], ends), shape=(len(places), len(times)))
+    return np.cumsum(table @ times, axis=0, dtype=times.dtype)
 
 
 def _recalls_reached(objects: np.ndarray) -> np.ndarray:
-    """[R, M + 1]: how many of COCO's 101 recalls are reached with 0, 1, ... M hits of ``objects`` [R], M their maximum."""
-    n = objects[:, None]
-    needed = np.floor(RECALLS * n).astype(np.int64)  # the fewest hits for each recall, at most one too low
-    needed += needed / np.maximum(n, 1) < RECALLS
-    most = int(objects.max(initial=0))
-    flat = (needed + np.arange(len(objects))[:, None] * (most + 2)).ravel()  # a column more: no object, nothing to reach
-    steps = np.bincount(flat, minlength=len(objects) * (most + 2)).reshape(len(objects), most + 2)
-    return np.cumsum(steps[:, :-1], axis=1, dtype=np.float32)
+    """[M + 1, R]: how many of COCO's 101 recalls are reached with 0, 1, ... M hits of ``objects`` [R], M their maximum."""
+    needed = np.floor(RECALLS[:, None] * objects).astype(np.int64)  # [101, R] the fewest hits, at most one too low
+    needed += needed / np.maximum(objects, 1) < RECALLS[:, None]
+    most, n = int(objects.max(initial=0)), len(objects)
+    flat = (needed * n + np.arange(n)).ravel()  # a row more: no object, nothing to reach
+    steps = np.bincount(flat, minlength=(most + 2) * n).reshape(most + 2, n)
+    return np.cumsum(steps[:-1], axis=0, dtype=np.float32)

@@ -83,3 +83,26 @@ def test_papermill_alone_works_from_another_folder(executed, tmp_path):
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     assert (tmp_path / "x.ipynb").exists() and (tmp_path / "out" / "mini" / "checkpoint_best" / "model.safetensors").exists()
+
+
+def test_live_curves_leave_one_figure(executed):
+    """A display per update would fill the executed notebook, and the page made of it."""
+    artifacts, _ = executed
+    cells = json.loads((artifacts / "notebooks" / "03_train.ipynb").read_text())["cells"]
+    live = next(cell for cell in cells if "LiveCurves()" in "".join(cell["source"]))
+    assert sum("image/png" in output.get("data", {}) for output in live["outputs"]) == 1  # the curves, once
+
+
+def test_every_notebook_runs_a_second_time(executed):
+    """Fresh kernels on what the first time left, and without the two hosts: nothing is fetched, trained or listed twice."""
+    artifacts, _ = executed
+    losses = (artifacts / "mini" / "losses.csv").read_bytes()
+    values = {**json.loads((artifacts / "mini" / "config.json").read_text()), "resume": "auto", "profile": False}
+    names = ("data_dir", "output_dir", "max_train_images", "max_val_images", "image_size", "batch_size", "epochs", "num_workers", "precision",
+             "resume", "profile")
+    env = {**os.environ, "HF_HOME": str(artifacts.parent / "hf"), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([sys.executable, "-m", "helpers.run", "--preset", "mini", *(f"{name}={values[name]}" for name in names)],
+                          env=env, cwd=artifacts, capture_output=True, text=True, timeout=540)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert (artifacts / "mini" / "losses.csv").read_bytes() == losses
+    assert pd.read_csv(artifacts / "metrics.csv")["checkpoint"].tolist() == ["start", "best"]

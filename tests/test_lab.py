@@ -22,7 +22,7 @@ from helpers.config import ROOT, load_config
 from helpers.download import prepare
 
 NOTHING = re.compile(r"\b0 predicted")
-PATIENCE = 240  # seconds; a shared machine can be slow, a quiet one needs a tenth
+PATIENCE = 400  # seconds; a shared machine can be slow, a quiet one needs a tenth
 SETTINGS = {  # of JupyterLab: every output is in the page, and no news is fetched
     "notebook-extension/tracker": {"windowingMode": "none"},
     "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False, "doNotDisturbMode": True},

@@ -8,6 +8,7 @@ import os
 import resource
 import shutil
 import signal
+import weakref
 
 import numpy as np
 import pytest
@@ -121,6 +122,20 @@ def test_out_of_memory_says_what_to_lower(base, monkeypatch, owner, name, error)
     with pytest.raises(UserError, match="halve batch_size .* lower image_size") as caught:
         train(base.with_(run_name="memory", overwrite=True))
     assert "batch_size=4 at image_size=96" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_failed_step_lets_go_of_what_it_held(base):
+    """A notebook keeps the last error: with it the GPU's memory stayed taken, and a dead worker was reported again and again."""
+    held = []
+
+    def step():
+        batch = torch.zeros(3)
+        held.append(weakref.ref(batch))
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    with pytest.raises(UserError) as kept, faults.explained(base):
+        step()
+    assert held[0]() is None and kept.value.__suppress_context__
 
 
 def test_an_error_of_ours_stays_one(base, monkeypatch):

@@ -83,7 +83,7 @@ def _rows(table: dict[str, np.ndarray], keep: np.ndarray) -> dict[str, np.ndarra
 def _most_confident_first(found: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """By class, then score downwards, equal scores by photo, as COCOeval has it; without what exceeds COCO's 100."""
     order = _order(found["image"])
-    order = order[np.argsort(-found["score"][order], kind="stable")]
+    order = order[_falling(found["score"][order])]
     found = _rows(found, order[_order(found["label"][order])])
     order = _order(found["image"])
     order = order[_order(found["label"][order])]
@@ -97,6 +97,17 @@ def _most_confident_first(found: dict[str, np.ndarray]) -> dict[str, np.ndarray]
 def _order(values: np.ndarray) -> np.ndarray:
     """Stable argsort of small whole numbers; NumPy sorts 8 and 16 bits by radix, many times faster than 64."""
     return np.argsort(values.astype(np.min_scalar_type(values.max(initial=0))), kind="stable")
+
+
+def _falling(scores: np.ndarray) -> np.ndarray:
+    """Stable argsort downwards. NumPy's fast sort of floats is not stable, so equal scores are put in order afterwards."""
+    order = np.argsort(-scores)
+    same = np.diff(scores[order]) == 0
+    tied = np.flatnonzero(np.append(same, False) | np.append(False, same))
+    if len(tied):
+        run = np.cumsum(~np.append(False, same))[tied]  # numbers the runs of equal scores
+        order[tied] = order[tied][np.lexsort((order[tied], run))]
+    return order
 
 
 def _position(values: np.ndarray, known: np.ndarray) -> np.ndarray:

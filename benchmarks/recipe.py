@@ -104,10 +104,10 @@ def write_table(base: Config, data: str) -> None:
     lines += ["", f"{photos['train2017']} {data} to learn from, {photos['val2017']} to test with; one seed; {platform.machine()}, "
                   f"{os.cpu_count()} cores, torch {torch.__version__}, {torch.get_num_threads()} threads."]
     page = ROOT / "docs" / "recipe.md"
-    text = page.read_text()
-    start, end = f"<!-- {data}: written by benchmarks/recipe.py -->\n", f"<!-- end of {data} -->"
-    if start not in text or end not in text:
-        raise UserError(f"docs/recipe.md has no place for the table of {data} ({start.strip()} ... {end}).")
+    text = page.read_text() if page.exists() else "# What each part of the recipe is worth\n"
+    start, end = f"<!-- {data}: written by benchmarks/recipe.py -->\n", f"<!-- end of {data} -->\n"
+    if start not in text:
+        text += f"\n## On {data}: `python benchmarks/recipe.py {data}`\n\n{start}{end}"
     write_atomic(page, text[: text.index(start) + len(start)] + "\n".join(lines) + "\n" + text[text.index(end) :])
 
 

@@ -14,6 +14,7 @@ from helpers.detections import Detections, bboxes
 
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)  # COCO's
 MAX_DETECTIONS = 100  # COCO counts so many per photo and class, the most confident ones
+DENSE_IDS = 2_000_000  # the ids of photos and categories in COCO are below
 PAIRS_AT_ONCE = 1_000_000  # bounds the memory where one photo has hundreds of boxes of one class
 
 
@@ -85,6 +86,8 @@ def _most_confident_first(found: dict[str, np.ndarray]) -> dict[str, np.ndarray]
     order = _order(found["image"])
     order = order[_falling(found["score"][order])]
     found = _rows(found, order[_order(found["label"][order])])
+    if np.bincount(found["group"], minlength=1).max() <= MAX_DETECTIONS:
+        return found
     order = _order(found["image"])
     order = order[_order(found["label"][order])]
     group = found["group"][order]
@@ -114,6 +117,10 @@ def _position(values: np.ndarray, known: np.ndarray) -> np.ndarray:
     """Where each value stands in ``known`` (distinct, any order); -1 for one that does not."""
     if not len(known):
         return np.full(len(values), -1)
+    if 0 <= known.min() and known.max() < DENSE_IDS:  # COCO's: a table is several times as fast as a search
+        table = np.full(known.max() + 2, -1)  # its last place is for whatever is out of range
+        table[known] = np.arange(len(known))
+        return table[np.clip(values, -1, known.max() + 1)]
     order = np.argsort(known)
     at = order[np.searchsorted(known, values, sorter=order).clip(max=len(known) - 1)]
     return np.where(known[at] == values, at, -1)

@@ -42,7 +42,7 @@ from helpers.curves import (
 from helpers.dataset import CocoIndex
 from helpers.detections import Detections
 from helpers.evaluation import STATS, coco_metrics, evaluator, ground_truth
-from helpers.matching import match
+from helpers.matching import _position, match
 from helpers.visualize import pick_examples, write_examples
 
 PHOTOS = 60
@@ -154,6 +154,14 @@ def test_matches_are_those_of_pycocotools(gt, hard):
             seen += 1
     assert seen == len(decisions)
     assert ours.ignored.any()
+
+
+def test_ids_are_found_whatever_they_are():
+    """Ids outside of the table: a negative one counts from its end, a large one is an error or another photo's."""
+    values = np.array([5, 3, -1, -7, 4, 6, 10**12, 0])
+    for far in (0, 10**10):  # with the table, and with the search
+        known = np.array([5, 0, 3]) + far
+        assert _position(values + far, known).tolist() == [0, 2, -1, -1, -1, -1, -1, 1]
 
 
 def test_equal_overlaps_go_to_the_later_object():

@@ -13,6 +13,17 @@ from helpers.config import ROOT
 sys.path.insert(0, str(Path(__file__).parent))  # for `from mirror import Mirror`, whatever the import mode
 
 
+@pytest.fixture(scope="module")
+def one_thread():
+    """For the tiny models of the tests: they are so small that threads only wait for each other."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def coco_category_ids() -> dict[str, int]:
     """COCO's 80 classes, name -> id, from a table that is not ours."""
     from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights

@@ -70,13 +70,7 @@ def write_split(data_dir, split: str, sizes: dict) -> int:
     return len(bad) + 1
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """The models are so small that threads only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -23,13 +23,7 @@ from helpers.engine import build, train, train_loader, train_step
 from helpers.evaluation import STATS, record_metrics, save_detections
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """The models are so small that threads only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import tiny
-import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

@@ -109,14 +109,17 @@ def test_validation_holds_sprites_that_training_never_saw(coco):
     unseen = [r["unseen_sprite"] for r in coco["val2017"].anns.values()]
     assert 1 / 3 < np.mean(unseen) < 0.5 and all(isinstance(u, bool) for u in unseen)
     assert all("unseen_sprite" not in r for r in coco["train2017"].anns.values())
+    new = []
     for index in range(25):
         for thing in make_scene(STREET, "train2017", 8, index).things:
             assert thing.base in KINDS[thing.name].train and not thing.unseen
+            new += [thing.base in KINDS[thing.name].later] if KINDS[thing.name].later else []
         for thing in make_scene(STREET, "val2017", 8, index).things:
             assert thing.base in (KINDS[thing.name].unseen if thing.unseen else KINDS[thing.name].train)
         for split in COUNTS:  # what the shipped checkpoint learnt from: neither what is new in training nor what is held back
             for thing in make_scene(TOP10, split, 8, index, pretraining=True).things:
                 assert thing.base in KINDS[thing.name].first and not thing.unseen
+    assert 0.4 < np.mean(new) < 0.8, "about LATER_SHARE of training is new to the checkpoint, or fine-tuning has nothing to teach"
 
 
 def test_ap_of_unseen_sprites_is_theirs_alone(root, coco):

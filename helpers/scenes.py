@@ -7,8 +7,11 @@ Pictures: OpenMoji (https://openmoji.org), CC BY-SA 4.0, and drawings of our own
 """
 
 import difflib
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -67,19 +70,25 @@ def write_scenes(root: Path, classes: Sequence[str], n_train: int, n_val: int, s
     for split, count in zip(SPLITS, (n_train, n_val)):
         folder = Path(root) / "images" / split
         folder.mkdir(parents=True, exist_ok=True)
-        images, annotations = [], []
-        for index in tqdm(range(count), desc=f"scenes, {split}", unit="scene", leave=False):
-            scene = make_scene(classes, split, seed, index, size, pretraining)
-            image_id = FIRST_IMAGE_ID[split] + index
-            jpeg = cv2.imencode(".jpg", scene.image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])[1]
-            (folder / f"{image_id:012d}.jpg").write_bytes(jpeg.tobytes())
-            height, width = scene.image.shape[:2]
-            images.append({"id": image_id, "file_name": f"{image_id:012d}.jpg", "height": height, "width": width,
-                           "license": 1})
-            annotations += _records(scene, image_id, split)
-        content = {**_header(classes, seed), "images": images, "annotations": annotations}
+        write = partial(_write_scene, folder, classes, split, seed, size=size, pretraining=pretraining)
+        with ThreadPoolExecutor(os.cpu_count()) as pool:  # numpy and OpenCV let other threads run
+            written = list(tqdm(pool.map(write, range(count)), total=count, desc=f"scenes, {split}", unit="scene", leave=False))
+        content = {**_header(classes, seed), "images": [image for image, _ in written],
+                   "annotations": [record for _, records in written for record in records]}
         # last and in one step: where the annotations are, the images are complete
         write_atomic(Path(root) / "annotations" / f"instances_{split}.json", orjson.dumps(content))
+
+
+def _write_scene(folder: Path, classes: Sequence[str], split: str, seed: int, index: int, size: int,
+                 pretraining: bool) -> tuple[dict, list[dict]]:
+    """Make a scene and write its JPEG; its image record and annotations."""
+    scene = make_scene(classes, split, seed, index, size, pretraining)
+    image_id = FIRST_IMAGE_ID[split] + index
+    jpeg = cv2.imencode(".jpg", scene.image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])[1]
+    (folder / f"{image_id:012d}.jpg").write_bytes(jpeg.tobytes())
+    height, width = scene.image.shape[:2]
+    image = {"id": image_id, "file_name": f"{image_id:012d}.jpg", "height": height, "width": width, "license": 1}
+    return image, _records(scene, image_id, split)
 
 
 def make_scene(classes: Sequence[str], split: str, seed: int, index: int, size: int = 256,

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import os
+import random
 
 import numpy as np
 
@@ -29,12 +30,14 @@ class Augment:
                 A.Blur(blur_limit=3, p=0.1),
                 A.GaussNoise(std_range=(0.02, 0.08), p=0.1),
             ]
-        boxes = A.BboxParams("pascal_voc", label_fields=["labels"], clip=True, filter_invalid_bboxes=True,
-                             min_visibility=MIN_VISIBLE, min_width=MIN_SIDE, min_height=MIN_SIDE)
+        boxes = A.BboxParams("pascal_voc", label_fields=["labels"], clip=True, filter_invalid_bboxes=True, check_each_transform=False,
+                             min_visibility=MIN_VISIBLE, min_width=MIN_SIDE, min_height=MIN_SIDE)  # boxes are judged once, at the end
         self.compose = A.Compose(steps, bbox_params=boxes)
 
     def __call__(self, image: np.ndarray, boxes_xyxy: np.ndarray, labels: np.ndarray, seed: int):
-        self.compose.set_random_seed(seed)
+        # One stream for all steps. set_random_seed would give each step the seed anew, and they all would draw the same number:
+        # whatever is flipped would also be moved, and only what is moved would be blurred.
+        self.compose.set_random_state(np.random.default_rng(seed), random.Random(seed))
         out = self.compose(image=image, bboxes=boxes_xyxy, labels=labels)
         boxes_xyxy = np.asarray(out["bboxes"], dtype=np.float32).reshape(-1, 4)  # no box left: albumentations gives []
         return out["image"], boxes_xyxy, np.asarray(out["labels"], dtype=np.int64).reshape(-1)  # it gives floats

@@ -5,10 +5,13 @@ are on the device; :func:`to_device` normalises there.
 """
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch.nn.functional import pad
+from torch.utils.data import default_collate
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2.functional import resize as tv_resize
 
@@ -54,7 +57,7 @@ class Preprocess:
     def collate(self, samples: list[dict]) -> dict:
         """Samples of ``CocoDetection`` to a batch.
 
-        ``pixel_values`` uint8 [B, 3, H, W], zero where padded; ``pixel_mask`` int64 [B, H, W], 1 on the photo (only where
+        ``pixel_values`` uint8 [B, 3, H, W], zero where padded; ``pixel_mask`` bool [B, H, W], true on the photo (only where
         the model pads); ``labels``: per photo ``class_labels`` int64 [n] and ``boxes``, cxcywh as fractions of the photo
         *without* padding, float32 [n, 4] (the names that transformers asks for); ``image_ids``, ``orig_sizes`` [B, 2];
         ``unreadable``: ids of the photos that were left out. Without one readable photo, ``pixel_values`` is None.
@@ -65,12 +68,11 @@ class Preprocess:
             return {"pixel_values": None, "unreadable": unreadable}
         sizes = [sample["image"].shape[:2] for sample in samples]
         height, width = (max(side) for side in zip(*sizes))
-        pixels = torch.zeros(len(samples), height, width, 3, dtype=torch.uint8)
-        mask = torch.zeros(len(samples), height, width, dtype=torch.int64)
-        for row, (sample, (h, w)) in enumerate(zip(samples, sizes)):
-            pixels[row, :h, :w] = torch.from_numpy(sample["image"])
-            mask[row, :h, :w] = 1
-        batch = {
+        padding = [(0, 0, 0, width - w, 0, height - h) for h, w in sizes]
+        images = [pad(torch.from_numpy(sample["image"]), by) if any(by) else torch.from_numpy(sample["image"])
+                  for sample, by in zip(samples, padding)]
+        pixels = default_collate(images)  # [B, H, W, 3]; in a data-loader worker it stacks straight into shared memory
+        batch = Batch({
             "pixel_values": pixels.permute(0, 3, 1, 2),  # [B, 3, H, W]
             "labels": [
                 {
@@ -82,9 +84,9 @@ class Preprocess:
             "image_ids": [sample["image_id"] for sample in samples],
             "orig_sizes": torch.tensor([sample["orig_size"] for sample in samples]),
             "unreadable": unreadable,
-        }
+        })
         if self.keep_aspect:
-            batch["pixel_mask"] = mask
+            batch["pixel_mask"] = _masks(sizes, height, width)
         return batch
 
     def to_device(self, batch: dict, device: torch.device | str = "cpu") -> dict:
@@ -92,11 +94,12 @@ class Preprocess:
         pixels = batch["pixel_values"].to(device, non_blocking=True).float()
         mean = torch.tensor(self.mean, device=device).view(1, 3, 1, 1)
         std = torch.tensor(self.std, device=device).view(1, 3, 1, 1)
-        pixels = (pixels - mean / self.scale) / (std / self.scale)
+        pixels = pixels.sub_(mean / self.scale).div_(std / self.scale)  # in place: on a CPU, new memory costs more than the sum
         inputs = {"labels": [{name: value.to(device, non_blocking=True) for name, value in label.items()} for label in batch["labels"]]}
         if "pixel_mask" in batch:
-            inputs["pixel_mask"] = batch["pixel_mask"].to(device, non_blocking=True)
-            pixels = pixels * inputs["pixel_mask"][:, None]
+            mask = batch["pixel_mask"].to(device, non_blocking=True)
+            inputs["pixel_mask"] = mask.long()  # as the processor gives it
+            pixels = pixels.mul_(mask[:, None])
         return {"pixel_values": pixels, **inputs}
 
     def to_images(self, pixel_values: torch.Tensor) -> np.ndarray:
@@ -104,6 +107,36 @@ class Preprocess:
         mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (self.mean, self.std))
         pixels = (pixel_values.cpu() * std + mean) / self.scale
         return pixels.round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
+
+
+def _masks(sizes: Sequence[tuple[int, int]], height: int, width: int) -> torch.Tensor:
+    """[B, height, width] bool, true on each photo's (height, width) in ``sizes``."""
+    masks = torch.zeros(len(sizes), height, width, dtype=torch.bool)
+    for mask, (h, w) in zip(masks, sizes):
+        mask[:h, :w] = True
+    return masks
+
+
+class Batch(dict):
+    """A batch that leaves its data-loader worker quickly: the pixels in shared memory, all else by value.
+
+    PyTorch would give each of the many small tensors a file descriptor of its own. Of the masks, the photos' sizes are sent.
+    """
+
+    def __reduce__(self):
+        small = {"labels": [{name: value.numpy() for name, value in label.items()} for label in self["labels"]],
+                 "orig_sizes": self["orig_sizes"].numpy()}
+        if "pixel_mask" in self:
+            small["pixel_mask"] = torch.stack([self["pixel_mask"][:, :, 0].sum(1), self["pixel_mask"][:, 0].sum(1)], dim=1).numpy()
+        return _received, ({**self, **small},)
+
+
+def _received(batch: dict) -> Batch:
+    batch["labels"] = [{name: torch.from_numpy(value) for name, value in label.items()} for label in batch["labels"]]
+    batch["orig_sizes"] = torch.from_numpy(batch["orig_sizes"])
+    if "pixel_mask" in batch:
+        batch["pixel_mask"] = _masks(batch["pixel_mask"], *batch["pixel_values"].shape[2:])
+    return Batch(batch)
 
 
 def read_processor(processor) -> Preprocess:

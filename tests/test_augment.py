@@ -30,5 +30,18 @@ def test_same_seed_same_picture():
     assert np.array_equal(one[0], two[0]) and np.array_equal(one[1], two[1]) and not np.array_equal(one[0], other[0])
 
 
+def test_steps_are_drawn_independently():
+    """Flip and contrast, each for every other photo: all four cases must come, about equally often. With one seed for each step
+    they would come together or not at all."""
+    ramp = np.repeat(np.linspace(60, 180, 64, dtype=np.uint8)[None, :, None], 3, axis=2).repeat(8, axis=0)
+    light, cases = Augment("light"), []
+    for seed in range(200):
+        out, _, _ = light(ramp, np.zeros((0, 4), np.float32), np.zeros(0, int), seed)
+        flipped = int(out[0, 0, 0]) > int(out[0, -1, 0])
+        cases.append((flipped, not np.array_equal(out[:, ::-1] if flipped else out, ramp)))
+    counts = [cases.count((flip, changed)) for flip in (False, True) for changed in (False, True)]
+    assert min(counts) > 30, counts
+
+
 def test_none_is_none():
     assert augmentation("none") is None and isinstance(augmentation("light"), Augment)

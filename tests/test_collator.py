@@ -62,6 +62,25 @@ def test_padding_changes_neither_boxes_nor_pixels(photos):
         assert (together["pixel_values"][k][:, together["pixel_mask"][k] == 0] == 0).all()  # as the processor leaves it
 
 
+@pytest.mark.parametrize("kind", ["detr", "d-fine"])
+def test_batch_from_a_worker_is_the_same(kind, photos):
+    """Masks and small tensors are not sent as they are; what arrives must be what was made, and of the same types."""
+    preprocess = read_processor(PROCESSORS[kind])
+    resized = [{**p, **dict(zip(("image", "boxes_xyxy"), preprocess.resize(p["image"], p["boxes_xyxy"])))} for p in photos]
+    here = preprocess.collate(resized)
+    (there,) = torch.utils.data.DataLoader(resized, batch_size=4, num_workers=1, collate_fn=preprocess.collate)
+    assert list(here) == list(there) and ("pixel_mask" in here) == (kind == "detr")
+    for name, value in here.items():
+        pairs = [(value, there[name])]
+        if name == "labels":
+            pairs = [(one[key], other[key]) for one, other in zip(value, there[name], strict=True) for key in ("class_labels", "boxes")]
+        for one, other in pairs:
+            assert one == other if not torch.is_tensor(one) else one.dtype == other.dtype and torch.equal(one, other), name
+    unreadable = [{"image": None, "image_id": key} for key in (5, 6)]
+    (nothing,) = torch.utils.data.DataLoader(unreadable, batch_size=2, num_workers=1, collate_fn=preprocess.collate)
+    assert nothing == {"pixel_values": None, "unreadable": [5, 6]}
+
+
 def test_tensors_back_to_pixels(photos):
     """What 02 draws is what the model gets: normalisation undone exactly."""
     preprocess = read_processor(PROCESSORS["detr"])

@@ -88,6 +88,29 @@ def test_unusual_photos_become_rgb(tmp_path):
     assert sixteen.min() == 0 and sixteen.max() == 255 and abs(sixteen.mean() - 127.5) < 2  # scaled, not clipped
 
 
+def test_quick_jpeg_decoder_gives_pillows_pixels(index, tmp_path):
+    """Colour JPEGs go past Pillow's decoder: same pixels, and whatever Pillow refuses is still refused, in its words."""
+    for i in range(0, len(index), max(1, len(index) // 30)):
+        with Image.open(index.path(i)) as file:
+            expected = np.array(file.convert("RGB"))
+        assert np.array_equal(read_image(index.path(i), *expected.shape[:2]), expected), index.path(i)
+    random = np.random.default_rng(0)
+    whole = np.full((64, 96, 3), 9, np.uint8) + random.integers(0, 90, (64, 96, 3), dtype=np.uint8)
+    for options in ({"subsampling": 0}, {"subsampling": 2}, {"progressive": True}, {"quality": 98, "optimize": True}):
+        Image.fromarray(whole).save(tmp_path / "whole.jpg", **options)
+        data = (tmp_path / "whole.jpg").read_bytes()
+        for cut in (len(data), len(data) - 1, len(data) - 2, len(data) // 2, 300, 20, 2):
+            (tmp_path / "cut.jpg").write_bytes(data[:cut])
+            try:
+                with Image.open(tmp_path / "cut.jpg") as file:
+                    expected = np.array(file.convert("RGB"))
+            except OSError:
+                with pytest.raises(OSError):
+                    read_image(tmp_path / "cut.jpg", 64, 96)
+            else:
+                assert np.array_equal(read_image(tmp_path / "cut.jpg", 64, 96), expected)
+
+
 def test_rotation_mark_follows_the_annotated_size(tmp_path):
     """COCO's boxes belong to the stored pixels; only when the record says the turned size is the photo turned."""
     exif = Image.Exif()

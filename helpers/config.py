@@ -54,7 +54,7 @@ class Config(pydantic.BaseModel):
     batch_size: int = Field(8, ge=1)
     grad_accumulation: int = Field(1, ge=1)
     image_size: int = Field(512, ge=32, le=4096, description="longest side in pixels, or the square's side")
-    augment: Literal["none", "light", "full"] = "full"
+    augment: Literal["none", "light", "full", "strong"] = "full"
     lr: float = Field(1e-4, gt=0, le=1)
     lr_head: float | None = Field(None, gt=0, le=1, description="for class rows that start untrained; lr unless set")
     lr_backbone: float = Field(1e-5, ge=0, le=1)

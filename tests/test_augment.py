@@ -7,7 +7,7 @@ from helpers.augment import Augment, augmentation
 FULL = Augment("full")
 
 
-@pytest.mark.parametrize("level", ["light", "full"])
+@pytest.mark.parametrize("level", ["light", "full", "strong"])
 def test_boxes_move_with_their_pixels(level):
     """A white square on black: after any change the box must still hold it. A flip of pixels alone would not."""
     augment, moved = Augment(level), 0

@@ -25,7 +25,7 @@ from helpers.download import prepare
 from helpers.engine import train
 from helpers.evaluation import coco_metrics, eval_loader, ground_truth, load_checkpoint, predict
 
-EPOCHS = {"scenes": 2, "photos": 6}
+EPOCHS = {"scenes": 1, "photos": 3}
 ROWS = {  # name: what it is, what differs from the first training
     "start": ("untouched checkpoint, head remapped", {}),
     "recipe": ("**the recipe**: head remapped, grouped learning rates, EMA, light augmentation, four stages frozen", {}),
@@ -37,7 +37,8 @@ ROWS = {  # name: what it is, what differs from the first training
     "no_auxiliary": ("without auxiliary losses", {"auxiliary_loss": False}),
     "no_ema": ("without EMA", {"ema": 0.0}),
     "no_augment": ("without augmentation", {"augment": "none"}),
-    "full_augment": ("with all augmentations", {"augment": "full"}),
+    "full_augment": ("with `full` augmentation", {"augment": "full"}),
+    "strong_augment": ("with `strong` augmentation", {"augment": "strong"}),
     "frozen_two": ("stem and first stage frozen", {"freeze_stages": 2}),
     "frozen_none": ("nothing frozen", {"freeze_stages": 0}),
     "larger": ("photos of 320 pixels", {"image_size": 320}),

@@ -32,6 +32,13 @@ class Detections(Sequence):
 
         return cls(column("image_id", np.int64), column("category_id", np.int64), bboxes(records), column("score", float))
 
+    @classmethod
+    def joined(cls, parts: Sequence[Detections]) -> Detections:
+        """One after the other."""
+        if not parts:
+            return cls.of([])
+        return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in ("image_id", "category_id", "bbox", "score")))
+
     def table(self, rows: np.ndarray | slice = slice(None)) -> np.ndarray:
         """[D, 7], as pycocotools and hotcoco read it: image id, x, y, w, h, score, category id."""
         return np.column_stack([self.image_id[rows], self.bbox[rows], self.score[rows], self.category_id[rows]])

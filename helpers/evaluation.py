@@ -29,13 +29,13 @@ def eval_loader(index: CocoIndex, preprocess: Preprocess, batch_size: int, num_w
     """Batches of a split without augmentation; photos of like shape together, so that little is padding."""
     order = np.argsort(index.widths / index.heights, kind="stable")
     return DataLoader(CocoDetection(index, preprocess.resize), batch_sampler=[order[k : k + batch_size] for k in range(0, len(order), batch_size)],
-                      num_workers=num_workers,
-                      collate_fn=preprocess.collate, generator=torch.Generator(), worker_init_fn=leave_signals_to_the_loop)
+                      num_workers=num_workers, collate_fn=preprocess.collate, pin_memory=torch.cuda.is_available(),
+                      generator=torch.Generator(), worker_init_fn=leave_signals_to_the_loop)
 
 
 @torch.inference_mode()
 def predict(model, processor, preprocess: Preprocess, loader: Iterable[dict], category_ids: tuple[int, ...], device="cpu",
-            autocast: Callable = contextlib.nullcontext, with_loss: bool = False) -> tuple[list[dict], dict[str, float]]:
+            autocast: Callable = contextlib.nullcontext, with_loss: bool = False) -> tuple[Detections, dict[str, float]]:
     """Detections of every photo in COCO's results format, and the mean loss parts (empty unless ``with_loss``).
 
     Every query is kept (threshold 0: average precision needs the low scores too); boxes are in the original photo's
@@ -43,7 +43,7 @@ def predict(model, processor, preprocess: Preprocess, loader: Iterable[dict], ca
     """
     was_training = model.training
     model.eval()
-    detections, sums, photos = [], {}, 0
+    found, sums, photos = [], {}, 0
     for batch in loader:
         if batch["pixel_values"] is None:
             continue
@@ -55,28 +55,25 @@ def predict(model, processor, preprocess: Preprocess, loader: Iterable[dict], ca
             for name, value in loss_parts(output, model.config).items():
                 sums[name] = sums.get(name, 0.0) + value * len(labels)
             photos += len(labels)
-        detections += to_coco(output, processor, batch["image_ids"], batch["orig_sizes"], category_ids)
+        found.append(to_coco(output, processor, batch["image_ids"], batch["orig_sizes"], category_ids))
     model.train(was_training)
-    return detections, {name: float(value) / photos for name, value in sums.items()}
+    return Detections.joined(found), {name: float(value) / photos for name, value in sums.items()}
 
 
-def to_coco(output, processor, image_ids: list[int], orig_sizes: torch.Tensor, category_ids: tuple[int, ...]) -> list[dict]:
+def to_coco(output, processor, image_ids: list[int], orig_sizes: torch.Tensor, category_ids: tuple[int, ...]) -> Detections:
     """A model's output for a batch as COCO results, highest score first within a photo; ``orig_sizes`` [B, 2] (height, width)."""
-    output.logits, output.pred_boxes = output.logits.float(), output.pred_boxes.float()
-    results = processor.post_process_object_detection(output, threshold=0.0, target_sizes=orig_sizes.to(output.logits.device))
-    detections = []
-    for image_id, result in zip(image_ids, results):
-        order = result["scores"].argsort(descending=True, stable=True).cpu()
-        boxes_xyxy = result["boxes"].cpu()[order].double()
-        bbox = torch.cat([boxes_xyxy[:, :2], boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]], dim=1).tolist()
-        rows = zip(result["labels"].cpu()[order].tolist(), bbox, result["scores"].cpu()[order].tolist())
-        detections += [{"image_id": int(image_id), "category_id": category_ids[label], "bbox": box, "score": score}
-                       for label, box, score in rows]
-    return detections
+    output.logits, output.pred_boxes = output.logits.float().cpu(), output.pred_boxes.float().cpu()  # once a batch, not for each photo
+    results = processor.post_process_object_detection(output, threshold=0.0, target_sizes=orig_sizes)
+    orders = [result["scores"].argsort(descending=True, stable=True) for result in results]
+    score, label, boxes_xyxy = (torch.cat([result[name][order] for result, order in zip(results, orders)]).double().numpy()
+                                for name in ("scores", "labels", "boxes"))
+    bbox = np.hstack([boxes_xyxy[:, :2], boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]])
+    return Detections(np.repeat(np.array(image_ids, np.int64), [len(order) for order in orders]),
+                      np.array(category_ids, np.int64)[label.astype(np.int64)], bbox, score)
 
 
-def save_detections(path: Path, detections: list[dict]) -> Path:
-    return write_atomic(path, orjson.dumps(detections))
+def save_detections(path: Path, detections: Sequence[dict]) -> Path:
+    return write_atomic(path, orjson.dumps(list(detections)))
 
 
 def load_detections(path: Path) -> list[dict]:
@@ -176,12 +173,11 @@ def evaluate_checkpoint(cfg: Config, index: CocoIndex, checkpoint: str, progress
     device = pick_device()
     fold_norms(detector.model)
     loader = eval_loader(index, detector.preprocess, cfg.batch_size, cfg.num_workers)
-    found, _ = predict(detector.model.to(device), detector.processor, detector.preprocess, progress(loader), index.category_ids,
-                       device, autocast(cfg.precision))
+    detections, _ = predict(detector.model.to(device), detector.processor, detector.preprocess, progress(loader), index.category_ids,
+                            device, autocast(cfg.precision))
     endings = [] if checkpoint == "best" else ["_" + re.sub(r"[^\w.-]+", "_", checkpoint)[-60:]]
     for ending in endings + [""] * (checkpoint != "start" or cfg.checkpoint == "start"):  # what 05 and the report read
-        save_detections(cfg.run_dir / f"detections_val2017{ending}.json", found)
-    detections = Detections.of(found)
+        save_detections(cfg.run_dir / f"detections_val2017{ending}.json", detections)
     metrics = coco_metrics(ground_truth(index), detections)
     record_metrics(cfg.output_dir / "metrics.csv", cfg.run_name, checkpoint, metrics["stats"])
     return detections, metrics

@@ -26,9 +26,12 @@ def square_processor(model: str | Path, size: int):
 
 
 class Photos(torch.utils.data.Dataset):
-    """The photos of a COCO file that show one of ``classes`` (names, in the order of the class indices), ready for the model."""
+    """The photos of a COCO file that show one of ``classes`` (names, in the order of the class indices), ready for the model.
 
-    def __init__(self, annotation_file: Path, image_dir: Path, processor, classes: list[str]):
+    ``steps``: other transforms of albumentations than the recipe's.
+    """
+
+    def __init__(self, annotation_file: Path, image_dir: Path, processor, classes: list[str], steps: list | None = None):
         coco = json.loads(Path(annotation_file).read_text())
         ids = {category["name"]: category["id"] for category in coco["categories"]}
         self.label_of = {ids[name]: k for k, name in enumerate(classes)}
@@ -38,8 +41,8 @@ class Photos(torch.utils.data.Dataset):
                 self.objects[record["image_id"]].append(record)
         self.images = [image for image in coco["images"] if image["id"] in self.objects]
         self.image_dir, self.processor = Path(image_dir), processor
-        steps = [A.HorizontalFlip(p=0.5), A.RandomBrightnessContrast(p=0.5), A.HueSaturationValue(p=0.3),
-                 A.Affine(scale=(0.8, 1.2), p=0.3), A.Blur(p=0.1), A.GaussNoise(p=0.1)]
+        steps = steps or [A.HorizontalFlip(p=0.5), A.RandomBrightnessContrast(p=0.5), A.HueSaturationValue(p=0.3),
+                          A.Affine(scale=(0.8, 1.2), p=0.3), A.Blur(p=0.1), A.GaussNoise(p=0.1)]
         self.transform = A.Compose(steps, bbox_params=A.BboxParams("coco", label_fields=["labels"], clip=True,
                                                                    filter_invalid_bboxes=True, min_area=1))
 

@@ -18,7 +18,6 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
-from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
@@ -28,10 +27,10 @@ from helpers.config import Config, UserError, write_atomic, write_json
 from helpers.dataset import CocoDetection, CocoIndex, epoch_batches, leave_signals_to_the_loop, open_split
 from helpers.devices import autocast, environment, named_range, resolve_precision
 from helpers.evaluation import coco_metrics, eval_loader, ground_truth, predict
+from helpers.fast_path import take_fast_path
 from helpers.faults import StopRequests, explained, not_finite
-from helpers.folding import fold_norms
 from helpers.model import Detector, load_detector, loss_parts, parameter_groups, train_mode
-from helpers.schedule import lr_factor, moving_average
+from helpers.schedule import MovingAverage, lr_factor
 
 FLUSH_EVERY = 20  # steps between reads of the losses from the device
 
@@ -44,7 +43,7 @@ class Run:
     accelerator: Accelerator
     detector: Detector
     model: torch.nn.Module              # the detector's model, as accelerate wraps it
-    averaged: AveragedModel | None
+    averaged: MovingAverage | None
     optimizer: torch.optim.Optimizer
     train: CocoIndex
     val: CocoIndex
@@ -78,7 +77,7 @@ class Run:
 
     def progress(self) -> dict:
         return {"epoch": self.epoch, "batch": self.batch, "step": self.step, "seconds": self.seconds, "best": self.best,
-                "averaged": int(self.averaged.n_averaged) if self.averaged is not None else 0}
+                "averaged": self.averaged.count if self.averaged is not None else 0}
 
 
 def build(cfg: Config) -> Run:
@@ -93,8 +92,9 @@ def build(cfg: Config) -> Run:
     accelerator = Accelerator(mixed_precision={"fp32": "no"}.get(precision, precision), cpu=not torch.cuda.is_available())
     detector = load_detector(cfg, train.classes)
     detector.model.to(accelerator.device)
-    fold_norms(detector.model)
-    averaged = AveragedModel(detector.model, multi_avg_fn=moving_average(cfg.ema), use_buffers=True) if cfg.ema else None
+    take_fast_path(detector.model)
+    train_mode(detector.model)
+    averaged = MovingAverage(detector.model, cfg.ema) if cfg.ema else None
     optimizer = torch.optim.AdamW(parameter_groups(detector, cfg), fused=True)
     for group in optimizer.param_groups:
         group["base_lr"] = group["lr"]
@@ -128,8 +128,8 @@ def set_learning_rate(run: Run) -> float:
 def train_step(run: Run, batches: list[dict]) -> dict[str, torch.Tensor]:
     """One optimizer step on ``grad_accumulation`` batches; the loss parts (on the device, averaged) and the gradient norm."""
     totals: dict[str, torch.Tensor] = {}
+    losses = []
     set_learning_rate(run)
-    train_mode(run.detector.model)
     for batch in batches:
         with named_range("data"):
             inputs = run.detector.preprocess.to_device(batch, run.accelerator.device)
@@ -137,29 +137,31 @@ def train_step(run: Run, batches: list[dict]) -> dict[str, torch.Tensor]:
             output = _forward(run, inputs, batch)
         with named_range("backward"):
             run.accelerator.backward(output.loss / len(batches))
+        losses.append(output.loss.detach())
         for name, value in loss_parts(output, run.detector.model.config).items():
             totals[name] = totals.get(name, 0.0) + value / len(batches)
     with named_range("optimizer"):
         totals["grad_norm"] = run.accelerator.clip_grad_norm_(run.detector.model.parameters(), run.cfg.clip_norm)
-        if run.accelerator.scaler is None and not bool(torch.isfinite(totals["grad_norm"])):  # a scaler leaves such a step out
+        *finite, gradient_is_finite = torch.stack([*losses, totals["grad_norm"]]).isfinite().tolist()  # the step's one wait for the device
+        if not all(finite):
+            raise not_finite(run.cfg, "loss", run.step, [batch for batch, good in zip(batches, finite) if not good])
+        if run.accelerator.scaler is None and not gradient_is_finite:  # a scaler leaves such a step out
             raise not_finite(run.cfg, "gradient", run.step, batches)
         run.optimizer.step()
         run.optimizer.zero_grad(set_to_none=True)
         if run.averaged is not None:
-            run.averaged.update_parameters(run.detector.model)
+            run.averaged.update()
     return totals
 
 
 def _forward(run: Run, inputs: dict, batch: dict):
-    """The model's output; a loss that is no number ends in one sentence, with the batch kept."""
+    """The model's output; boxes that are no numbers end in one sentence, with the batch kept."""
     try:
-        output = run.model(**inputs)
-        if bool(torch.isfinite(output.loss)):
-            return output
+        return run.model(**inputs)
     except ValueError as error:  # the matcher refuses costs that are no numbers
         if "invalid numeric" not in str(error) and "boxes" not in str(error):
             raise
-    raise not_finite(run.cfg, "loss", run.step, [batch])
+        raise not_finite(run.cfg, "loss", run.step, [batch]) from None
 
 
 def train(cfg: Config, on_flush: Callable[[Run], None] | None = None) -> Run:
@@ -193,6 +195,7 @@ def train(cfg: Config, on_flush: Callable[[Run], None] | None = None) -> Run:
 def _train_epoch(run: Run, stop: StopRequests, board, on_flush) -> None:
     """The steps that are left of an epoch."""
     cfg, waiting, pending, began, first = run.cfg, [], [], time.perf_counter(), run.batch
+    train_mode(run.detector.model)  # the validation may have changed it
     loader = train_loader(run, run.epoch, first)
 
     def flush() -> None:
@@ -289,7 +292,7 @@ def _restore(run: Run, folder: Path) -> None:
         run.averaged.module.load_state_dict(source.state_dict())
     state = checkpoints.load_state(folder, run.detector.model, run.optimizer, run.accelerator.scaler)  # the RNG last
     if run.averaged is not None:
-        run.averaged.n_averaged.fill_(state["averaged"])
+        run.averaged.count = state["averaged"]
     run.epoch, run.batch, run.step, run.seconds, run.best = (state[name] for name in ("epoch", "batch", "step", "seconds", "best"))
     for name in ("losses", "epochs"):  # written just before the checkpoint, perhaps again after it
         table = folder.parent / f"{name}.csv"

@@ -18,7 +18,7 @@ from helpers.config import Config, UserError, require, write_atomic
 from helpers.dataset import CocoDetection, CocoIndex, leave_signals_to_the_loop
 from helpers.detections import Detections
 from helpers.devices import autocast, pick_device
-from helpers.folding import fold_norms
+from helpers.fast_path import take_fast_path
 from helpers.model import Detector, load_detector, loss_parts
 
 STATS = ("mAP", "mAP50", "mAP75", "mAP_small", "mAP_medium", "mAP_large",
@@ -171,7 +171,7 @@ def evaluate_checkpoint(cfg: Config, index: CocoIndex, checkpoint: str, progress
     """
     detector = load_checkpoint(cfg, index.classes, checkpoint)
     device = pick_device()
-    fold_norms(detector.model)
+    take_fast_path(detector.model)
     loader = eval_loader(index, detector.preprocess, cfg.batch_size, cfg.num_workers)
     detections, _ = predict(detector.model.to(device), detector.processor, detector.preprocess, progress(loader), index.category_ids,
                             device, autocast(cfg.precision))

@@ -1,9 +1,11 @@
 """How the learning rate goes over a run, and how the weights are averaged along it."""
 from __future__ import annotations
 
+import copy
 import math
 
 import torch
+from torch import nn
 
 
 def lr_factor(step: int, total: int, scheduler: str, warmup_ratio: float) -> float:
@@ -22,20 +24,26 @@ def lr_factor(step: int, total: int, scheduler: str, warmup_ratio: float) -> flo
     return 1.0 if done < 0 else 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
 
 
-def moving_average(decay: float):
-    """The update of ``AveragedModel``: an exponential moving average whose decay grows with the count of updates.
+class MovingAverage:
+    """An exponential moving average of a model's weights and buffers (``module``), whose decay grows with the count of updates.
 
     With the full decay from the start, the first weights, and above all the first variances of the batch norms, would still
     weigh a fifth after 1,500 steps at 0.999: the averaged detector would find nothing while the trained one learns.
+    What is frozen is its own average, and left alone.
     """
 
-    @torch.no_grad()
-    def update(averaged: list[torch.Tensor], current: list[torch.Tensor], count) -> None:
-        now = min(decay, (1 + int(count)) / (10 + int(count)))
-        if averaged[0].is_floating_point():
-            torch._foreach_lerp_(averaged, current, 1 - now)
-        else:  # counters
-            for old, new in zip(averaged, current):
-                old.copy_(new)
+    def __init__(self, model: nn.Module, decay: float):
+        self.module, self.decay, self.count = copy.deepcopy(model), decay, 0
+        pairs = [(old, new) for old, new in zip(self.module.parameters(), model.parameters(), strict=True) if new.requires_grad]
+        pairs += zip(self.module.buffers(), model.buffers(), strict=True)
+        self.averaged = [old for old, _ in pairs if old.is_floating_point()]
+        self.current = [new for _, new in pairs if new.is_floating_point()]
+        self.counters = [(old, new) for old, new in pairs if not old.is_floating_point()]
 
-    return update
+    @torch.no_grad()
+    def update(self) -> None:
+        decay = min(self.decay, (1 + self.count) / (10 + self.count)) if self.count else 0.0
+        torch._foreach_lerp_(self.averaged, self.current, 1 - decay)
+        for old, new in self.counters:
+            old.copy_(new)
+        self.count += 1

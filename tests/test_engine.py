@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from helpers import checkpoints, engine, runfolder
 from helpers.config import UserError
 from helpers.engine import train
-from helpers.schedule import lr_factor, moving_average
+from helpers.schedule import MovingAverage, lr_factor
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -57,14 +57,14 @@ def test_average_forgets_the_start():
     beside 0.34 of the trained weights after 1,500 steps."""
     model = torch.nn.BatchNorm1d(1)
     model.running_var.fill_(1000.0)
-    averaged = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=moving_average(0.999), use_buffers=True)
-    averaged.update_parameters(model)
+    averaged = MovingAverage(model, 0.999)
+    averaged.update()
     model.running_var.fill_(1.0)
     for step in range(300):
-        averaged.update_parameters(model)
+        averaged.update()
     assert averaged.module.running_var.item() < 1.01
     model.weight.data.fill_(5.0)
-    averaged.update_parameters(model)
+    averaged.update()
     assert 1 < averaged.module.weight.item() < 1.2, "it is an average, not a copy"
 
 

@@ -12,6 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torchvision.transforms.v2 import InterpolationMode
 
+from helpers import coco_columns, coco_index
 from helpers.augment import MIN_SIDE, Augment
 from helpers.boxes import box_iou, cxcywh_to_xyxy, xywh_to_xyxy, xyxy_to_cxcywh, xyxy_to_xywh
 from helpers.coco_records import check_file_name, is_id
@@ -140,6 +141,7 @@ def folder(tmp_path_factory) -> Path:
 
 
 PHOTO = {"file_name": "1.jpg", "id": 1, "width": 40, "height": 30}
+PLAIN = {"id": 1, "image_id": 1, "category_id": 2, "bbox": [1, 1, 5.5, 5], "area": 20, "iscrowd": 0, "segmentation": [[1, 2, 3.5, 4], [5, 6]]}
 
 
 @settings(quick, max_examples=150)
@@ -179,3 +181,46 @@ def test_photo_name_that_is_taken_stays_inside(name):
     for spelt in (name, name.replace("\\", "/")):
         inside = Path("/data/images", spelt).resolve(strict=False)
         assert inside.is_relative_to(root) and "\0" not in spelt
+
+
+def as_lists(index: CocoIndex) -> dict:
+    return {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in vars(index).items() if name != "boxes_xyxy"}
+
+
+@settings(quick, max_examples=200)
+@example(images=[PHOTO], annotations=[{**PLAIN, "id": k, "segmentation": s} for k, s in enumerate(
+    ([], [[1, 2.5], [3]], [[1], 2], [3, [1]], [[1, [2]]], [[]], [[1], []], "x", {"counts": [1]}, None, [[1e5]], [[True]], [[10**300]],
+     [["1"]], [{"a": [1]}], [[1], [2], 3], [[[1]]], [[-1, 2], [3, 4], [5]]))], damage=None, indent=None)
+@example(images=[PHOTO], annotations=[{**PLAIN, "id": 5}, {**PLAIN, "id": 6}, {**PLAIN, "id": 5}], damage=None, indent=None)
+@example(images=[PHOTO], annotations=[{**PLAIN, "bbox": [1, 1, 0, 5]}, {**PLAIN, "note": "}, {"}, {**PLAIN, "id": 9, "note": [{}, {}]}], damage=None, indent=1)
+@given(images=st.lists(photo, max_size=4), annotations=st.lists(record, max_size=6), indent=st.sampled_from([None, 1]),
+       damage=st.one_of(st.none(), st.tuples(st.integers(0, 2000), st.sampled_from(['"annotations": [', "},{", "}]", "", "\0", "9" * 400, "e", "[", "NaN"]))))
+def test_reading_in_pieces_is_reading_record_by_record(folder, images, annotations, damage, indent):
+    """The quick way must find what the slow way finds, in the same words; where it cannot, it must leave the file to it."""
+    file = folder / "pieces.json"
+    text = json.dumps({"images": images, "annotations": annotations, "categories": [{"id": 2, "name": "a"}, {"id": 3, "name": "b"}]}, indent=indent)
+    if damage:
+        text = text[: damage[0]] + damage[1] + text[damage[0]:]
+    file.write_text(text)
+    found = []
+    for size, plain in ((8 * 2**20, True), (300, True), (0, False)):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(coco_columns, "PIECE", size)
+            if not plain:
+                patch.setattr(coco_index, "read_plain", lambda *_: None)
+            try:
+                found.append(as_lists(CocoIndex.open(file, folder)))
+            except UserError as error:
+                found.append(str(error))
+    assert repr(found[0]) == repr(found[2]) and repr(found[1]) == repr(found[2])
+
+
+def test_ordinary_file_is_read_in_pieces(folder, monkeypatch):
+    """Otherwise the test above would compare the slow way with itself."""
+    annotations = [{**PLAIN, "id": k, "bbox": [1, 1, 0 if k == 7 else 5, 5]} for k in range(50)]
+    (folder / "plain.json").write_text(json.dumps({"images": [PHOTO], "annotations": annotations, "categories": [{"id": 2, "name": "a"}]}))
+    monkeypatch.setattr(coco_columns, "PIECE", 900)
+    monkeypatch.setattr(coco_index, "read_whole", None)
+    index = CocoIndex.open(folder / "plain.json", folder)
+    assert index.annotation_ids.tolist() == [k for k in range(50) if k != 7]
+    assert index.dropped == [{"file": "1.jpg", "why": "annotation 7: bbox [1, 1, 0, 5] has no area"}]

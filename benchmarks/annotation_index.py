@@ -1,0 +1,157 @@
+"""Opening annotations as large as COCO's train2017, against pycocotools: ``python benchmarks/annotation_index.py``.
+
+The file is made up, seeded: 118,287 photos (empty files, their presence is checked) and 860,001 boxes with polygons of COCO's
+length. Each opening has a process of its own, which imports no more than it needs and tells its resident memory; the sides
+take turns. Then eight forked workers read the annotations of every photo, as those of a data loader would.
+"""
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from machine import header
+
+
+def write_file(root: Path, images: int, boxes: int, seed: int) -> None:
+    """``instances.json`` and ``images/`` in ``root``; polygons of 46 numbers on average, 1.2 % crowds with run lengths."""
+    import numpy as np
+    import orjson
+
+    random = np.random.default_rng(seed)
+    (root / "images").mkdir()
+    names = [f"{i:012d}.jpg" for i in range(1, images + 1)]
+    for name in names:
+        (root / "images" / name).touch()
+    size = np.exp(random.uniform(np.log(8), np.log(300), (boxes, 2)))
+    corner = random.random((boxes, 2)) * np.maximum((640, 480) - size, 0)
+    bbox = np.hstack([corner, size]).round(2).tolist()
+    area = (0.6 * size.prod(axis=1)).round(4).tolist()
+    crowd = (random.random(boxes) < 0.012).tolist()
+    owner, category = random.integers(1, images + 1, boxes).tolist(), random.integers(1, 81, boxes).tolist()
+    length = (2 * (2 + random.geometric(1 / 21, boxes)).clip(max=300)).tolist()
+    pool = random.uniform(10, 640, 100_000).round(2).tolist()
+    start = random.integers(0, 99_000, boxes).tolist()
+    with (root / "instances.json").open("wb") as file:
+        photo = {"license": 3, "date_captured": "2013-11-14 11:18:45", "height": 480, "width": 640,
+                 "flickr_url": "http://farm9.staticflickr.com/8186/8119368305_4e622c8349_z.jpg"}
+        records = (orjson.dumps({**photo, "id": i, "file_name": name, "coco_url": f"http://images.cocodataset.org/train2017/{name}"})
+                   for i, name in enumerate(names, 1))
+        file.write(b'{"info": {}, "licenses": [], "images": [' + b",".join(records) + b'], "annotations": [')
+        for k in range(boxes):
+            points = pool[start[k]: start[k] + length[k]]
+            shape = {"counts": [int(value) for value in points], "size": [480, 640]} if crowd[k] else [points]
+            file.write(b"," * (k > 0) + orjson.dumps({"segmentation": shape, "area": area[k], "iscrowd": int(crowd[k]), "image_id": owner[k],
+                                                      "bbox": bbox[k], "category_id": category[k], "id": k + 1}))
+        categories = [{"supercategory": "thing", "id": k, "name": f"class {k}"} for k in range(1, 81)]
+        file.write(b'], "categories": ' + orjson.dumps(categories) + b"}")
+
+
+def resident(pid: int | str = "self", field: str = "VmRSS", source: str = "status") -> float:
+    """MB, as the kernel counts them."""
+    return int(re.search(rf"^{field}:\s+(\d+) kB", Path(f"/proc/{pid}/{source}").read_text(), re.M)[1]) * 1024 / 1e6
+
+
+def ours(root: Path):
+    from helpers.coco_index import CocoIndex
+
+    def read(index) -> float:
+        total = 0.0
+        for i in range(len(index)):
+            rows = index.rows(i, crowd=False)
+            total += float(index.boxes_xyxy[rows].sum()) + float(index.labels[rows].sum())
+        return total
+
+    def load():
+        index = CocoIndex.open(root / "instances.json", root / "images")
+        assert not index.dropped and len(index.boxes_xyxy) == len(index.bbox)  # boxes_xyxy as CocoDetection has them
+        return index, len(index.image_ids), len(index.bbox)
+
+    return load, read
+
+
+def pycocotools(root: Path):
+    from pycocotools.coco import COCO
+
+    def read(coco) -> float:
+        return sum(sum(record["bbox"]) + record["category_id"] for key in coco.getImgIds()
+                   for record in coco.loadAnns(coco.getAnnIds(imgIds=[key], iscrowd=False)))
+
+    def load():
+        coco = COCO(str(root / "instances.json"))
+        return coco, len(coco.imgs), len(coco.anns)
+
+    return load, read
+
+
+def alone(side: str, root: Path, workers: int) -> dict:
+    """One side in this process: seconds to open, MB before, after and at most, and of workers that read everything (PSS)."""
+    load, read = {"ours": ours, "pycocotools": pycocotools}[side](root)
+    before = resident()
+    begin = time.perf_counter()
+    opened, images, boxes = load()
+    found = {"seconds": time.perf_counter() - begin, "images": images, "boxes": boxes, "before": before, "after": resident(),
+             "peak": resident(field="VmHWM")}
+    if workers:
+        read_end, write_end = os.pipe()
+        go_end, hold_end = os.pipe()
+        pids = [os.fork() for _ in range(workers) if os.getpid() == PARENT]
+        if os.getpid() != PARENT:
+            os.close(hold_end)
+            read(opened)
+            os.write(write_end, b".")
+            os.read(go_end, 1)  # returns when the parent closes its end
+            os._exit(0)
+        for _ in range(workers):
+            os.read(read_end, 1)
+        found["workers"] = sum(resident(pid, "Pss", "smaps_rollup") for pid in pids)
+        found["all"] = found["workers"] + resident("self", "Pss", "smaps_rollup")
+        os.close(hold_end)
+        for pid in pids:
+            os.waitpid(pid, 0)
+    return found
+
+
+PARENT = os.getpid()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    for name, value in (("images", 118_287), ("boxes", 860_001), ("rounds", 3), ("workers", 8), ("seed", 0)):
+        parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--alone", nargs=2, metavar=("SIDE", "DIR"), help="one side once in this process; prints what it took")
+    arguments = parser.parse_args()
+    if arguments.alone:
+        print(json.dumps(alone(arguments.alone[0], Path(arguments.alone[1]), arguments.workers)))
+        return
+
+    def measured(side: str, folder: str, workers: int) -> dict:
+        command = [sys.executable, __file__, "--alone", side, folder, "--workers", str(workers)]
+        return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+
+    print(header("numpy", "msgspec", "orjson", "pycocotools"))
+    with tempfile.TemporaryDirectory() as folder:
+        write_file(Path(folder), arguments.images, arguments.boxes, arguments.seed)
+        print(f"{arguments.images:,} photos, {arguments.boxes:,} boxes, {(Path(folder) / 'instances.json').stat().st_size / 1e6:.0f} MB, "
+              f"{arguments.rounds} rounds")
+        rounds = [{side: measured(side, folder, 0) for side in ("ours", "pycocotools")} for _ in range(arguments.rounds)]
+        for side in ("ours", "pycocotools"):
+            times = sorted(turn[side]["seconds"] for turn in rounds)
+            last = measured(side, folder, arguments.workers)
+            assert last["images"] == arguments.images and last["boxes"] == arguments.boxes
+            print(f"{side:12} {times[len(times) // 2]:6.2f} s ({times[0]:.2f} to {times[-1]:.2f}); resident {last['before']:.0f} MB before, "
+                  f"{last['after']:.0f} after, {last['peak']:.0f} at most; {arguments.workers} workers {last['workers']:.0f} MB together, "
+                  f"with their parent {last['all']:.0f}")
+        ratios = sorted(turn["pycocotools"]["seconds"] / turn["ours"]["seconds"] for turn in rounds)
+        print(f"pycocotools takes {ratios[len(ratios) // 2]:.1f} times as long ({ratios[0]:.1f} to {ratios[-1]:.1f}); the aim is 3, "
+              "and less than 400 MB")
+
+
+if __name__ == "__main__":
+    main()

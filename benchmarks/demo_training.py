@@ -1,0 +1,71 @@
+"""The demo model's training with its data path, ours against the Hugging Face Trainer's: ``python benchmarks/demo_training.py``.
+
+The same scenes, the same checkpoint, the same batch size and number of data-loader workers; each side with its own recipe: ours is
+the preset ``demo`` (averaged weights included), theirs benchmarks/peer.py. Photos per second over the steps after the burn-in.
+"""
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import peer
+import torch
+from machine import header
+
+from helpers.config import Config, load_config
+from helpers.download import prepare
+from helpers.engine import Run, build, train_loader, train_step
+from helpers.model import quiet
+
+BURN_IN = 6  # steps: the batches that the workers had ready by then are used up
+
+
+def ours(run: Run, epoch: int, steps: int) -> float:
+    """Photos per second."""
+    marks = []
+    for batch in islice(train_loader(run, epoch), steps):
+        train_step(run, [batch])
+        marks.append(time.perf_counter())
+    return rate(np.diff(marks), run.cfg.batch_size)
+
+
+def theirs(model: torch.nn.Module, photos: peer.Photos, cfg: Config, steps: int) -> float:
+    """Photos per second."""
+    return rate(peer.train(model, photos, peer.collate, cfg.batch_size, steps, workers=cfg.num_workers), cfg.batch_size)
+
+
+def rate(gaps, batch_size: int) -> float:
+    return batch_size / float(np.mean(gaps[BURN_IN:]))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=24, help="of each side and round, with the burn-in")
+    arguments = parser.parse_args()
+    quiet()
+    print(header("torch", "transformers", "timm", "accelerate", "albumentations"), f"{torch.get_num_threads()} threads", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        cfg = load_config("demo", data_dir=f"{folder}/data", output_dir=f"{folder}/out", max_val_images=2)
+        cfg = cfg.with_(max_train_images=cfg.batch_size * arguments.steps)
+        prepare(cfg)
+        run = build(cfg)
+        data = Path(folder, "data")
+        photos = peer.Photos(data / "annotations" / "instances_train2017.json", data / "images" / "train2017",
+                             peer.square_processor(cfg.model, cfg.image_size), list(cfg.classes))
+        model = peer.detector(cfg.model, list(cfg.classes))
+        rates = {"ours": [], "Trainer": []}
+        for number in range(arguments.rounds):
+            rates["ours"].append(ours(run, number, arguments.steps))
+            rates["Trainer"].append(theirs(model, photos, cfg, arguments.steps))
+            print(f"round {number + 1}: " + "; ".join(f"{name} {values[-1]:.1f} photos/s" for name, values in rates.items()), flush=True)
+    mine, peers = (float(np.median(values)) for values in rates.values())
+    print(f"ours {mine:.1f}, Trainer {peers:.1f} photos/s: {mine / peers:.2f} times as fast")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""A training step of DETR-R50 on batches from memory, ours against the Hugging Face Trainer's: ``python benchmarks/step.py``.
+
+The model has the true shape and random weights. Both sides train on the same square pictures of 512 px, two at a time, so that
+neither gains by padding less. Ours freezes the stem and the first stage, as DETR's paper does; the Trainer takes the model as
+transformers loads it.
+"""
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import peer
+import torch
+from machine import header
+from transformers import DetrConfig, DetrForObjectDetection, DetrImageProcessor, TimmBackboneConfig
+
+from helpers.config import load_config
+from helpers.download import prepare
+from helpers.engine import build, train_loader, train_step
+from helpers.model import quiet
+
+SIZE, BATCH, BURN_IN = 512, 2, 2
+
+
+def detr_r50(folder: Path, classes: tuple[str, ...]) -> Path:
+    """A model folder like facebook/detr-resnet-50's, with random weights."""
+    torch.manual_seed(0)
+    config = DetrConfig(backbone_config=TimmBackboneConfig(backbone="resnet50", out_indices=[1, 2, 3, 4], features_only=True),
+                        id2label=dict(enumerate(classes)), label2id={name: k for k, name in enumerate(classes)}, auxiliary_loss=True)
+    DetrForObjectDetection(config).save_pretrained(folder)
+    DetrImageProcessor().save_pretrained(folder)
+    return folder
+
+
+def our_side(folder: Path, model: Path, precision: str) -> tuple[Callable[[int], list[float]], list[dict]]:
+    """``steps -> seconds of each``, and four batches as the model gets them."""
+    cfg = load_config("demo", model=str(model), data_dir=str(folder / "data"), output_dir=str(folder / "out"), image_size=SIZE,
+                      batch_size=BATCH, max_train_images=4 * BATCH, max_val_images=2, num_workers=0, precision=precision, ema=0.0,
+                      freeze_stages=2, clip_norm=0.1, run_name=precision)
+    prepare(cfg)
+    run = build(cfg)
+    batches = [batch for batch in train_loader(run, 0)]
+    for batch in batches:  # the scenes' aspects differ: made square
+        batch["pixel_values"] = torch.nn.functional.interpolate(batch["pixel_values"], (SIZE, SIZE))
+        batch["pixel_mask"] = torch.ones(BATCH, SIZE, SIZE, dtype=torch.bool)
+
+    def steps(count: int) -> list[float]:
+        seconds = []
+        for k in range(count):
+            began = time.perf_counter()
+            train_step(run, [batches[k % len(batches)]])
+            seconds.append(time.perf_counter() - began)
+        return seconds
+
+    return steps, [run.detector.preprocess.to_device(batch) for batch in batches]
+
+
+def their_side(model: Path, classes: tuple[str, ...], batches: list[dict], bf16: bool) -> Callable[[int], list[float]]:
+    detector = peer.detector(model, list(classes))
+    return lambda count: peer.train(detector, peer.Held(batches), peer.one, 1, count + 1, bf16)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=3, help="measured steps of each side and round")
+    parser.add_argument("--precision", nargs="+", default=["fp32", "bf16"], choices=["fp32", "bf16"])
+    arguments = parser.parse_args()
+    quiet()
+    print(header("torch", "transformers", "timm", "accelerate"), f"{torch.get_num_threads()} threads", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        folder, classes = Path(folder), load_config("demo").classes
+        model = detr_r50(folder / "model", classes)
+        sides = {}
+        for precision in arguments.precision:
+            sides[f"ours, {precision}"], batches = our_side(folder, model, precision)
+            sides[f"Trainer, {precision}"] = their_side(model, classes, batches, precision == "bf16")
+        seconds: dict[str, list[float]] = {name: [] for name in sides}
+        for number in range(arguments.rounds):
+            for name, steps in sides.items():
+                seconds[name].append(float(np.median(steps(BURN_IN + arguments.steps)[BURN_IN:])))
+            print(f"round {number + 1}: " + "; ".join(f"{name} {values[-1]:.2f} s" for name, values in seconds.items()), flush=True)
+    median = {name: float(np.median(values)) for name, values in seconds.items()}
+    for name, value in median.items():
+        print(f"{name}: {value:.2f} s a step, {BATCH / value:.2f} photos/s")
+    for ours in median:
+        for theirs in median:
+            if ours.startswith("ours") and theirs.startswith("Trainer"):
+                print(f"{ours} is {median[theirs] / median[ours]:.2f} times as fast as {theirs}")
+
+
+if __name__ == "__main__":
+    main()

@@ -94,9 +94,9 @@ def alone(side: str, root: Path, workers: int) -> dict:
     """One side in this process: seconds to open, MB before, after and at most, and of workers that read everything (PSS)."""
     load, read = {"ours": ours, "pycocotools": pycocotools}[side](root)
     before = resident()
-    begin = time.perf_counter()
+    begin, processor = time.perf_counter(), time.process_time()
     opened, images, boxes = load()
-    found = {"seconds": time.perf_counter() - begin, "images": images, "boxes": boxes, "before": before, "after": resident(),
+    found = {"seconds": time.perf_counter() - begin, "processor": time.process_time() - processor, "images": images, "boxes": boxes, "before": before, "after": resident(),
              "peak": resident(field="VmHWM")}
     if workers:
         read_end, write_end = os.pipe()
@@ -148,9 +148,10 @@ def main() -> None:
             print(f"{side:12} {times[len(times) // 2]:6.2f} s ({times[0]:.2f} to {times[-1]:.2f}); resident {last['before']:.0f} MB before, "
                   f"{last['after']:.0f} after, {last['peak']:.0f} at most; {arguments.workers} workers {last['workers']:.0f} MB together, "
                   f"with their parent {last['all']:.0f}")
-        ratios = sorted(turn["pycocotools"]["seconds"] / turn["ours"]["seconds"] for turn in rounds)
-        print(f"pycocotools takes {ratios[len(ratios) // 2]:.1f} times as long ({ratios[0]:.1f} to {ratios[-1]:.1f}); the aim is 3, "
-              "and less than 400 MB")
+        for clock, label in (("seconds", "pycocotools takes"), ("processor", "of processor time, which a busy machine changes less, it takes")):
+            ratios = sorted(turn["pycocotools"][clock] / turn["ours"][clock] for turn in rounds)
+            print(f"{label} {ratios[len(ratios) // 2]:.1f} times as long ({ratios[0]:.1f} to {ratios[-1]:.1f})")
+        print(f"processor time of ours {sorted(turn['ours']['processor'] for turn in rounds)[len(rounds) // 2]:.2f} s; the aim is 3 times, and less than 400 MB")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 The same made-up detections as in benchmarks/evaluation.py, 100 on each photo, in memory in the form that each side's evaluation
 loop leaves: for us COCO records, for torchmetrics tensors of each photo, given to ``update`` in batches of eight; then ``compute``.
-torchmetrics is not needed to run the project: ``pip install torchmetrics==1.9.0``.
+torchmetrics is not needed to run the project: ``pip install torchmetrics==1.9.0 lightning-utilities==0.15.3``.
 """
 from __future__ import annotations
 
@@ -60,7 +60,8 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=value)
     arguments = parser.parse_args()
     if find_spec("torchmetrics") is None:
-        raise SystemExit("This benchmark compares with torchmetrics, which the project does not need: pip install torchmetrics==1.9.0")
+        raise SystemExit("This benchmark compares with torchmetrics, which the project does not need: "
+                         "pip install torchmetrics==1.9.0 lightning-utilities==0.15.3")
     gt = made_up_truth(arguments.images, arguments.classes, arguments.seed)
     detections = made_up_detections(gt, arguments.per_image, 0.12, arguments.seed + 1)
     image_ids = [image["id"] for image in gt["images"]]

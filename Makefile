@@ -1,4 +1,4 @@
-# make run | test | lab | report | grade      PRESET=demo (or mini, coco_top10, coco_street)   ARGS="epochs=3 --from 03"
+# make run | test | lab | report | grade | bench      PRESET=demo (or mini, coco_top10, coco_street)   ARGS="epochs=3 --from 03"
 PRESET ?= demo
 ARGS ?=
 
@@ -14,7 +14,9 @@ export NO_ALBUMENTATIONS_UPDATE := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
 export PYDEVD_DISABLE_FILE_VALIDATION := 1
 
-.PHONY: run test lab report grade setup install chromium
+.PHONY: run test lab report grade bench setup install chromium
+
+BENCHMARKS := data_path annotation_index step demo_training evaluation metric growth projection
 
 run: setup
 	@"$(PYTHON)" -m helpers.run --preset $(PRESET) $(ARGS)
@@ -27,6 +29,11 @@ grade: setup
 
 test: setup chromium
 	"$(PYTHON)" -m pytest $(ARGS)
+
+# Every claim of speed; benchmarks/README.md has the last results. On idle cores, in less than 15 minutes.
+bench: setup
+	@"$(PYTHON)" -m pip install --quiet --no-deps torchmetrics==1.9.0 lightning-utilities==0.15.3  # one of the other sides
+	@for name in $(BENCHMARKS); do echo; echo "## $$name"; "$(PYTHON)" benchmarks/$$name.py || exit 1; done
 
 # Only this machine can reach it, and only with the token that it prints.
 lab: setup

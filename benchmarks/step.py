@@ -1,7 +1,8 @@
 """A training step of DETR-R50 on batches from memory, ours against the Hugging Face Trainer's: ``python benchmarks/step.py``.
 
 The model has the true shape and random weights. Both sides train on the same square pictures of 512 px, two at a time, so that
-neither gains by padding less. Ours freezes the stem and the first stage, as DETR's paper does; the Trainer takes the model as
+neither gains by padding less; ``padded`` is our step on batches as our collator makes them, of photos of 4:3: 512 x 384 px, where
+the recipe pads to the square. Ours freezes the stem and the first stage, as DETR's paper does; the Trainer takes the model as
 transformers loads it.
 """
 from __future__ import annotations
@@ -36,17 +37,17 @@ def detr_r50(folder: Path, classes: tuple[str, ...]) -> Path:
     return folder
 
 
-def our_side(folder: Path, model: Path, precision: str) -> tuple[Callable[[int], list[float]], list[dict]]:
-    """``steps -> seconds of each``, and four batches as the model gets them."""
+def our_side(folder: Path, model: Path, precision: str, height: int = SIZE) -> tuple[Callable[[int], list[float]], list[dict]]:
+    """``steps -> seconds of each`` on pictures of ``height`` x 512 px, and four batches as the model gets them."""
     cfg = load_config("demo", model=str(model), data_dir=str(folder / "data"), output_dir=str(folder / "out"), image_size=SIZE,
                       batch_size=BATCH, max_train_images=4 * BATCH, max_val_images=2, num_workers=0, precision=precision, ema=0.0,
-                      freeze_stages=2, clip_norm=0.1, run_name=precision)
+                      freeze_stages=2, clip_norm=0.1, run_name=f"{precision}_{height}")
     prepare(cfg)
     run = build(cfg)
     batches = [batch for batch in train_loader(run, 0)]
-    for batch in batches:  # the scenes' aspects differ: made square
-        batch["pixel_values"] = torch.nn.functional.interpolate(batch["pixel_values"], (SIZE, SIZE))
-        batch["pixel_mask"] = torch.ones(BATCH, SIZE, SIZE, dtype=torch.bool)
+    for batch in batches:  # the scenes' aspects differ: made one
+        batch["pixel_values"] = torch.nn.functional.interpolate(batch["pixel_values"], (height, SIZE))
+        batch["pixel_mask"] = torch.ones(BATCH, height, SIZE, dtype=torch.bool)
 
     def steps(count: int) -> list[float]:
         seconds = []
@@ -78,6 +79,7 @@ def main() -> None:
         sides = {}
         for precision in arguments.precision:
             sides[f"ours, {precision}"], batches = our_side(folder, model, precision)
+            sides[f"ours padded, {precision}"], _ = our_side(folder, model, precision, height=384)
             sides[f"Trainer, {precision}"] = their_side(model, classes, batches, precision == "bf16")
         seconds: dict[str, list[float]] = {name: [] for name in sides}
         for number in range(arguments.rounds):

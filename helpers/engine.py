@@ -92,6 +92,8 @@ def build(cfg: Config) -> Run:
     accelerator = Accelerator(mixed_precision={"fp32": "no"}.get(precision, precision), cpu=not torch.cuda.is_available())
     detector = load_detector(cfg, train.classes)
     detector.model.to(accelerator.device)
+    if precision == "bf16" and accelerator.device.type == "cpu":
+        detector.model.set_attn_implementation("eager")  # PyTorch's fused attention is slow in bf16 on a CPU
     take_fast_path(detector.model)
     train_mode(detector.model)
     averaged = MovingAverage(detector.model, cfg.ema) if cfg.ema else None

@@ -12,7 +12,7 @@ import types
 import torch
 from torch import nn
 
-from helpers.folding import fold_norms
+from helpers.folding import convolve, fold_norms
 
 
 def take_fast_path(model: nn.Module) -> None:
@@ -46,10 +46,16 @@ def channels_last(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             module.register_forward_pre_hook(_input_channels_last)
+            if getattr(module.forward, "__func__", None) is nn.Conv2d.forward and module.padding_mode == "zeros":  # not folded
+                module.forward = types.MethodType(_convolution, module)
 
 
 def _input_channels_last(_: nn.Module, inputs: tuple[torch.Tensor]) -> torch.Tensor:
     return inputs[0].contiguous(memory_format=torch.channels_last)
+
+
+def _convolution(self: nn.Conv2d, x: torch.Tensor) -> torch.Tensor:
+    return convolve(self, x, self.weight, self.bias)
 
 
 def boxes_of_chosen_tokens(model: nn.Module) -> None:

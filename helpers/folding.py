@@ -53,7 +53,18 @@ def fold_norms(model: nn.Module) -> int:
 
 
 def _folded_convolution(self: nn.Conv2d, x: torch.Tensor) -> torch.Tensor:
-    return F.conv2d(x, self.weight * self.folded_scale, self.folded_shift, self.stride, self.padding, self.dilation, self.groups)
+    return convolve(self, x, self.weight * self.folded_scale, self.folded_shift)
+
+
+def convolve(module: nn.Conv2d, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """The convolution of ``module`` with these weights.
+
+    With one thread, PyTorch does convolutions of a single pixel without oneDNN, slower: there it is asked for.
+    """
+    if (x.device.type == "cpu" and torch.get_num_threads() == 1 and not isinstance(module.padding, str)
+            and not torch.is_autocast_enabled("cpu") and torch.backends.mkldnn.is_available()):
+        return torch.mkldnn_convolution(x, weight, bias, module.padding, module.stride, module.dilation, module.groups)
+    return F.conv2d(x, weight, bias, module.stride, module.padding, module.dilation, module.groups)
 
 
 def _only_activation(self: nn.Module, x: torch.Tensor) -> torch.Tensor:

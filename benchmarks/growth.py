@@ -16,6 +16,7 @@ import torch
 from evaluation import made_up_detections, made_up_truth
 from machine import header
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 from transformers import AutoModelForObjectDetection, DetrConfig, DetrForObjectDetection
 
 from helpers.cli import command
@@ -109,6 +110,7 @@ def figure(curves: dict) -> Figure:
                         label=f"{name}: exponent {exponent(points):.2f}")
         ticks = list(next(iter(lines.values())))
         axis.set_xticks(ticks, [str(tick) for tick in ticks])
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.minorticks_off()
         axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axis.set(title=cost, xlabel=against, ylabel="seconds")

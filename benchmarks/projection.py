@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from growth import detr, step
 from machine import header
-from torch.utils.flop_counter import FlopCounterMode
 from transformers import DetrImageProcessor
 
 from helpers.augment import augmentation
 from helpers.cli import command
 from helpers.collator import read_processor
+from helpers.cost import operation_counter
 from helpers.dataset import CocoDetection, CocoIndex
 from helpers.scenes import SCENE_CLASSES, write_scenes
 
@@ -70,7 +70,7 @@ def column(gpus: int, flop: int, parameters: int, milliseconds: float) -> dict[s
 def count_flops(model: torch.nn.Module, size: int) -> int:
     """Operations of forward, loss and backward, for one photo: two for each multiply-add of a convolution or matrix product."""
     work = step(model, size, 3 * size // 4)
-    with FlopCounterMode(display=False) as counter:
+    with operation_counter() as counter:
         work()
     return counter.get_total_flops()
 

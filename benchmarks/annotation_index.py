@@ -59,7 +59,7 @@ def resident(pid: int | str = "self", field: str = "VmRSS", source: str = "statu
 
 
 def ours(root: Path):
-    from helpers.coco_index import CocoIndex
+    from helpers.index import CocoIndex
 
     def read(index) -> float:
         total = 0.0

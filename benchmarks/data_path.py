@@ -24,8 +24,9 @@ from transformers import DetrImageProcessor
 
 from helpers.augment import Augment
 from helpers.collator import Preprocess, read_processor
-from helpers.dataset import CocoDetection, CocoIndex, epoch_batches, read_image, sample_seed
-from helpers.scenes import SCENE_CLASSES, write_scenes
+from helpers.dataset import CocoDetection, epoch_batches, read_image, sample_seed
+from helpers.index import CocoIndex
+from helpers.scenes.scenes import SCENE_CLASSES, write_scenes
 
 BATCH, SIZE = 8, 512
 # The shapes (width, height) that came most often among 978 photos of COCO, and how often; only used without --coco

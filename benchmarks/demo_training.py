@@ -17,9 +17,9 @@ import torch
 from machine import header
 
 from helpers.config import Config, load_config
-from helpers.download import prepare
-from helpers.engine import Run, build, train_loader, train_step
+from helpers.download.prepare import prepare
 from helpers.model import quiet
+from helpers.train.training import Run, build, train_loader, train_step
 
 BURN_IN = 6  # steps: the batches that the workers had ready by then are used up
 

@@ -25,14 +25,19 @@ from machine import header
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from helpers import conclusions
-from helpers.detections import Detections
-from helpers.comparison import assess, metrics_summary, per_class_table, ranking, twelve_numbers, unknown_ids
-from helpers.curves import (
-    best_operating_point, confusion, photo_scores, precision_recall, reliability, score_curves, worst_first,
+from helpers.evaluate import sentences
+from helpers.evaluate.comparison import assess, metrics_summary, per_class_table, ranking, twelve_numbers, unknown_ids
+from helpers.evaluate.curves import (
+    best_operating_point,
+    confusion,
+    photo_scores,
+    precision_recall,
+    reliability,
+    score_curves,
+    worst_first,
 )
-from helpers.evaluation import STATS, coco_metrics, load_detections
-from helpers.visualize import pick_examples
+from helpers.evaluate.examples import pick_examples
+from helpers.metrics import STATS, Detections, coco_metrics, load_detections
 
 OBJECTS = 7.3  # on a photo of val2017, on average
 CROWDS = 0.012  # the part of its annotations that are crowd regions
@@ -107,15 +112,15 @@ def ours(gt: dict, before: list[dict], after: list[dict]) -> tuple[dict[str, flo
     assert not any(timed("unknown ids", lambda f=found: unknown_ids(gt, f)) for _, found in pairs)
     start, result = (timed("matching and bootstrap, both", lambda p=pair, m=m: assess(*(p[0], gt, p[1]), m))
                      for pair, m in zip(pairs, metrics))
-    timed("tables and sentences", lambda: (twelve_numbers(start, result, gt), conclusions.headline(start, result),
-                                           conclusions.by_size(result, gt), conclusions.collapse(start, result)))
+    timed("tables and sentences", lambda: (twelve_numbers(start, result, gt), sentences.headline(start, result),
+                                           sentences.by_size(result, gt), sentences.collapse(start, result)))
     table = timed("tables and sentences", lambda: per_class_table(start, result))
-    timed("tables and sentences", lambda: conclusions.classes(table))
+    timed("tables and sentences", lambda: sentences.classes(table))
     timed("curves", lambda: [precision_recall(r.matches, k) for r in (start, result) for k in range(len(table))])
     by_score = timed("curves", lambda: score_curves(result.matches))
     best = timed("curves", lambda: best_operating_point(by_score))
     _, error = timed("calibration", lambda: reliability(result.matches))
-    timed("confusion matrix", lambda: conclusions.confusions(confusion(gt, result.detections, result.matches, best.threshold)))
+    timed("confusion matrix", lambda: sentences.confusions(confusion(gt, result.detections, result.matches, best.threshold)))
     photos = timed("photos", lambda: photo_scores(result.matches, best.threshold))
     timed("photos", lambda: (worst_first(photos), pick_examples(photos)))
     timed("tables and sentences", lambda: ranking([start, result], result))

@@ -17,18 +17,18 @@ import pandas as pd
 import torch
 from machine import header
 
-from helpers import engine
 from helpers.config import Config, load_config
-from helpers.download import prepare
+from helpers.download.prepare import prepare
 from helpers.model import quiet
+from helpers.train import training
 
 
 def trained(cfg: Config, path: str) -> dict:
     """AP and AP50 of the averaged weights after the last epoch, and how long it all took."""
-    slow = mock.patch.object(engine, "take_fast_path", lambda model: None) if path == "slow" else contextlib.nullcontext()
+    slow = mock.patch.object(training, "take_fast_path", lambda model: None) if path == "slow" else contextlib.nullcontext()
     began = time.perf_counter()
     with slow, contextlib.redirect_stderr(io.StringIO()):
-        run = engine.train(cfg.with_(run_name=f"{path}_{cfg.seed}"))
+        run = training.train(cfg.with_(run_name=f"{path}_{cfg.seed}"))
     return {"path": path, "seed": cfg.seed, "mAP": run.epochs[-1]["mAP"], "mAP50": run.epochs[-1]["mAP50"],
             "photos/s": run.epochs[-1]["photos_per_s"], "seconds": time.perf_counter() - began}
 

@@ -19,7 +19,7 @@ from evaluation import made_up_detections, made_up_truth
 from machine import header
 
 from helpers.boxes import xywh_to_xyxy
-from helpers.evaluation import coco_metrics
+from helpers.metrics import coco_metrics
 
 BATCH = 8
 # Its own defaults are these in single precision; recall 0.1 is then below the threshold 0.1, and mAP another in the fourth digit

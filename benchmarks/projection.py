@@ -19,9 +19,10 @@ from transformers import DetrImageProcessor
 from helpers.augment import augmentation
 from helpers.cli import command
 from helpers.collator import read_processor
-from helpers.cost import operation_counter
-from helpers.dataset import CocoDetection, CocoIndex
-from helpers.scenes import SCENE_CLASSES, write_scenes
+from helpers.dataset import CocoDetection
+from helpers.evaluate.cost import operation_counter
+from helpers.index import CocoIndex
+from helpers.scenes.scenes import SCENE_CLASSES, write_scenes
 
 PHOTOS, JPEG_BYTES = 118_287, 19.3e9          # train2017
 EPOCHS, BATCH = 25, 8                         # preset coco_top10, per GPU

@@ -19,11 +19,14 @@ import orjson
 import torch
 
 from helpers.cli import command
-from helpers.config import ROOT, Config, UserError, load_config, write_atomic, write_json
-from helpers.dataset import open_split
-from helpers.download import prepare
-from helpers.engine import train
-from helpers.evaluation import coco_metrics, eval_loader, ground_truth, load_checkpoint, predict
+from helpers.config import Config, load_config
+from helpers.download.prepare import prepare
+from helpers.engine import eval_loader, predict
+from helpers.evaluate.checkpoint import load_checkpoint
+from helpers.files import ROOT, UserError, write_atomic, write_json
+from helpers.index import open_split
+from helpers.metrics import coco_metrics, ground_truth
+from helpers.train.training import train
 
 EPOCHS = {"scenes": 1, "photos": 3}
 ROWS = {  # name: what it is, what differs from the first training

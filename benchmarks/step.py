@@ -20,9 +20,9 @@ from machine import header
 from transformers import DetrConfig, DetrForObjectDetection, DetrImageProcessor, TimmBackboneConfig
 
 from helpers.config import load_config
-from helpers.download import prepare
-from helpers.engine import build, train_loader, train_step
+from helpers.download.prepare import prepare
 from helpers.model import quiet
+from helpers.train.training import build, train_loader, train_step
 
 SIZE, BATCH, BURN_IN = 512, 2, 2
 

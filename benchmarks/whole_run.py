@@ -13,7 +13,7 @@ import orjson
 from machine import header
 
 from helpers.cli import command
-from helpers.config import ROOT, UserError
+from helpers.files import ROOT, UserError
 
 
 def main(argv=None) -> int:

@@ -14,9 +14,11 @@ from machine import header
 
 from helpers.cli import command
 from helpers.config import load_config
-from helpers.dataset import CocoIndex, open_split
 from helpers.devices import autocast, pick_device
-from helpers.evaluation import coco_metrics, eval_loader, ground_truth, load_checkpoint, predict
+from helpers.engine import eval_loader, predict
+from helpers.evaluate.checkpoint import load_checkpoint
+from helpers.index import CocoIndex, open_split
+from helpers.metrics import coco_metrics, ground_truth
 from helpers.model import quiet
 
 

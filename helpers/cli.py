@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 
 import yaml
 
-from helpers.config import Config, UserError, load_config
+from helpers.config import Config, load_config
+from helpers.files import UserError
 
 
 class _Parser(argparse.ArgumentParser):

@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import orjson
 
-from helpers.config import UserError
+from helpers.files import UserError
 
 
 def read_coco(annotation_file: Path) -> dict:

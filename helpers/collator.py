@@ -16,7 +16,7 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2.functional import resize as tv_resize
 
 from helpers.boxes import xyxy_to_cxcywh
-from helpers.config import UserError
+from helpers.files import UserError
 
 
 @dataclass(frozen=True)

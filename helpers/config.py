@@ -6,28 +6,21 @@ from __future__ import annotations
 
 import ast
 import difflib
-import math
 import os
-import secrets
 from pathlib import Path
 from typing import Literal
 
-import orjson
 import pandas as pd
 import pydantic
 import yaml
 from pydantic import Field
 
-ROOT = Path(__file__).resolve().parents[1]
+from helpers.files import ROOT, UserError, portable
+
 PRESETS = ROOT / "notebooks" / "presets"
 SHARED = ("data_sanity", "runs", "profiler", "metrics.csv", "visualizations", "error_analysis", "notebooks", "report", "grading.json")  # in output_dir
 
 
-class UserError(Exception):
-    """A mistake that the user can mend: one sentence saying what is wrong and what to do, shown without a traceback."""
-
-    def _render_traceback_(self) -> list[str]:  # IPython asks the exception itself
-        return [f"{type(self).__name__}: {self}"]
 
 
 class Config(pydantic.BaseModel):
@@ -138,7 +131,7 @@ class Config(pydantic.BaseModel):
 
     def as_json(self) -> dict:
         """Plain values; folders are written relative to the project or to ``~``, so that an artifact tells no home folder."""
-        return {name: _portable(value) for name, value in self.model_dump().items()}
+        return {name: portable(value) for name, value in self.model_dump().items()}
 
     def describe(self) -> pd.DataFrame:
         """A row per parameter, with a mark where the value is not the preset's."""
@@ -210,73 +203,17 @@ def _nearest(word: str, known) -> str:
     return f", did you mean {close[0]!r}?" if close else ""
 
 
-def _portable(value):
-    if isinstance(value, (list, tuple)):
-        return [_portable(item) for item in value]
-    if isinstance(value, str) and value.startswith("/"):  # model, resume and checkpoint may be folders
-        short = _portable(Path(value))
-        return value if short.startswith("/") else short
-    if isinstance(value, Path):
-        path = value.resolve() if value.is_absolute() else value
-        if path.is_relative_to(ROOT):
-            return str(path.relative_to(ROOT))
-        return f"~/{path.relative_to(Path.home())}" if path.is_relative_to(Path.home()) else str(value)
-    return value
 
 
 def _shown(value) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list) else "" if value is None else str(value)
 
 
-def write_atomic(path: Path, data: bytes | str) -> Path:
-    """Write under a temporary name beside ``path``, then rename: a crash never leaves half a file under its name."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data.encode() if isinstance(data, str) else data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
 
 
-def write_json(path: Path, value) -> Path:
-    """Indented JSON through :func:`write_atomic`; NumPy scalars and arrays are understood.
-
-    Raises ValueError for NaN or infinity, which JSON cannot hold and orjson would turn into null.
-    """
-    _refuse_non_finite(value, str(path))
-    options = orjson.OPT_INDENT_2 | orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS
-    return write_atomic(path, orjson.dumps(value, option=options, default=str))
 
 
-def _refuse_non_finite(value, where: str) -> None:
-    if isinstance(value, dict):
-        for key, item in value.items():
-            _refuse_non_finite(item, f"{where}: {key}")
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            _refuse_non_finite(item, where)
-    elif isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"{where} would be {value}")
 
 
-def save_figure(figure, path: Path, dpi: int = 110) -> Path:
-    """Save a matplotlib figure as PNG through :func:`write_atomic`."""
-    import io
-
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=dpi)
-    return write_atomic(path, buffer.getvalue())
 
 
-def require(path: Path, made_by: str) -> Path:
-    """``path`` if it is there, else a UserError that names the notebook (``03_train``) which makes it."""
-    if not Path(path).exists():
-        raise UserError(f"{_portable(Path(path))} is missing: run notebook {made_by} first "
-                        f"(python -m helpers.run --only {made_by[:2]}).")
-    return Path(path)

@@ -3,14 +3,14 @@ from __future__ import annotations
 
 import hashlib
 import signal
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 
-from helpers.coco_index import CocoIndex, open_split  # noqa: F401  the rest of the project takes them from here
+from helpers.index import CocoIndex, open_split  # noqa: F401  the rest of the project takes them from here
+
 
 def read_image(path: Path, height: int, width: int) -> np.ndarray:
     """Decode a photo to RGB, uint8 [H, W, 3]; greyscale, CMYK, palette, 16-bit and animated files (first frame) too.
@@ -49,19 +49,6 @@ def _decode_plain_jpeg(path: Path) -> np.ndarray | None:
     return cv2.imdecode(data, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
 
 
-def drop_broken_images(index: CocoIndex, workers: int = 2) -> CocoIndex:
-    """Decode every photo once; the index without those that fail, each listed in ``dropped`` with the reason."""
-
-    def problem(i: int) -> str | None:
-        try:
-            read_image(index.path(i), int(index.heights[i]), int(index.widths[i]))
-        except OSError as error:
-            return str(error)
-
-    with ThreadPoolExecutor(workers) as pool:
-        problems = list(pool.map(problem, range(len(index))))
-    dropped = [{"file": str(index.file_names[i]), "why": why} for i, why in enumerate(problems) if why]
-    return index.take(np.array([i for i, why in enumerate(problems) if not why], dtype=int), dropped) if dropped else index
 
 
 class CocoDetection(torch.utils.data.Dataset):

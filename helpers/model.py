@@ -14,8 +14,9 @@ from torch.utils._pytree import tree_map_only
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForObjectDetection
 
 from helpers.collator import Preprocess, read_processor
-from helpers.config import ROOT, Config, UserError
+from helpers.config import Config
 from helpers.devices import named_range
+from helpers.files import ROOT, UserError
 
 
 @dataclass

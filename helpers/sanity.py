@@ -1,13 +1,21 @@
 """Checks of the data path: what goes into a batch must come back out of it."""
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pandas as pd
 import torch
+from matplotlib.figure import Figure
 
 from helpers.boxes import cxcywh_to_xyxy, xyxy_to_xywh
 from helpers.collator import Preprocess
-from helpers.dataset import CocoDetection, CocoIndex
+from helpers.dataset import CocoDetection, read_image
+from helpers.index import (
+    CocoIndex,
+    open_split,  # noqa: F401  the rest of the project takes them from here
+)
+from helpers.pictures.colours import BLUE, GREY, ORANGE
 
 
 def class_table(indices: dict[str, CocoIndex]) -> pd.DataFrame:
@@ -66,3 +74,54 @@ def oracle_detections(index: CocoIndex, preprocess: Preprocess, batch_size: int 
             detections += [{"image_id": image_id, "category_id": index.category_ids[k], "bbox": box, "score": 1.0}
                            for k, box in zip(label["class_labels"].tolist(), bbox)]
     return detections
+
+
+def drop_broken_images(index: CocoIndex, workers: int = 2) -> CocoIndex:
+    """Decode every photo once; the index without those that fail, each listed in ``dropped`` with the reason."""
+
+    def problem(i: int) -> str | None:
+        try:
+            read_image(index.path(i), int(index.heights[i]), int(index.widths[i]))
+        except OSError as error:
+            return str(error)
+
+    with ThreadPoolExecutor(workers) as pool:
+        problems = list(pool.map(problem, range(len(index))))
+    dropped = [{"file": str(index.file_names[i]), "why": why} for i, why in enumerate(problems) if why]
+    return index.take(np.array([i for i, why in enumerate(problems) if not why], dtype=int), dropped) if dropped else index
+
+
+def class_counts(table: pd.DataFrame) -> Figure:
+    """Bars of instances per class; ``table`` is indexed by class with one column per split."""
+    figure = Figure(figsize=(8, 0.32 * len(table) + 1.2), layout="constrained")
+    axis = figure.subplots()
+    position = np.arange(len(table))
+    for k, (split, colour) in enumerate(zip(table.columns, (BLUE, ORANGE))):
+        bars = axis.barh(position + (k - 0.5) * 0.4, table[split], height=0.38, color=colour, label=split)
+        axis.bar_label(bars, fontsize=7, padding=2)
+    axis.set_yticks(position, table.index, parse_math=False)
+    axis.invert_yaxis()
+    axis.set_xlabel("instances (crowd regions not counted)")
+    axis.margins(x=0.1)
+    axis.legend()
+    return figure
+
+
+def box_sizes(indices: dict[str, CocoIndex]) -> Figure:
+    """Histograms of the square root of COCO's area, with COCO's limits between small, medium and large."""
+    figure = Figure(figsize=(8, 3.2), layout="constrained")
+    axis = figure.subplots()
+    bins = np.geomspace(2, 800, 50)
+    for (split, index), colour in zip(indices.items(), (BLUE, ORANGE)):
+        sides = np.sqrt(index.areas[~index.iscrowd])
+        axis.hist(sides, bins, histtype="step", linewidth=2, color=colour, label=split, weights=np.full(len(sides), 100 / max(1, len(sides))))
+    for limit, name in ((32, "small | medium"), (96, "medium | large")):
+        axis.axvline(limit, color=GREY, linestyle=":")
+        axis.text(limit, 1.01, name, transform=axis.get_xaxis_transform(), verticalalignment="bottom", horizontalalignment="center", fontsize=8)
+    axis.set_xscale("log")
+    axis.set_xticks([4, 8, 16, 32, 64, 96, 200, 400], ["4", "8", "16", "32", "64", "96", "200", "400"])
+    axis.minorticks_off()
+    axis.set_xlabel("square root of the object's area (pixels)")
+    axis.set_ylabel("share of objects (%)")
+    axis.legend()
+    return figure

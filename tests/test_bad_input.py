@@ -12,10 +12,11 @@ import tiny
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from helpers.config import UserError, load_config
-from helpers.dataset import open_split
-from helpers.engine import build, train, train_loader
-from helpers.evaluation import evaluate_checkpoint
+from helpers.config import load_config
+from helpers.evaluate.checkpoint import evaluate_checkpoint
+from helpers.files import UserError
+from helpers.index import open_split
+from helpers.train.training import build, train, train_loader
 
 NAMES = ['"quoted\' name"', "🐶 dog", "<script>alert(1)</script> $\\frac{$ *x*"]
 

@@ -6,7 +6,7 @@ from transformers import DetrImageProcessor, RTDetrImageProcessor
 
 from helpers.boxes import xyxy_to_xywh
 from helpers.collator import read_processor
-from helpers.config import UserError
+from helpers.files import UserError
 
 PROCESSORS = {
     "detr": DetrImageProcessor(size={"max_height": 160, "max_width": 160}),

@@ -13,17 +13,8 @@ import pydantic
 import pytest
 import yaml
 
-from helpers.config import (
-    PRESETS,
-    ROOT,
-    Config,
-    UserError,
-    load_config,
-    notebook_config,
-    require,
-    write_atomic,
-    write_json,
-)
+from helpers.config import PRESETS, Config, load_config, notebook_config
+from helpers.files import ROOT, UserError, require, write_atomic, write_json
 
 SHIPPED = ("demo", "mini", "coco_top10", "coco_street")
 
@@ -275,7 +266,7 @@ def test_readme_names_real_files_and_commands():
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     assert set(re.findall(r"\bmake ([a-z]+)\b", text)) <= targets
     for module in re.findall(r"python -m (helpers\.\w+)", text):
-        assert (ROOT / f"{module.replace('.', '/')}.py").is_file(), module
+        assert (ROOT / module.replace('.', '/') / '__main__.py').is_file(), module
     for path in re.findall(r"`((?:helpers|notebooks|tests|data)/[\w./]+)`", text):
         assert (ROOT / path.rstrip("/")).exists() or path.startswith("data/"), path
 

@@ -6,10 +6,11 @@ from PIL import Image
 from torchvision.transforms.v2 import InterpolationMode
 
 from helpers.collator import Preprocess
-from helpers.config import UserError
-from helpers.dataset import CocoDetection, CocoIndex, drop_broken_images, epoch_batches, read_image, sample_seed
-from helpers.evaluation import coco_metrics, ground_truth
-from helpers.sanity import is_bijective, oracle_detections
+from helpers.dataset import CocoDetection, epoch_batches, read_image, sample_seed
+from helpers.files import UserError
+from helpers.index import CocoIndex
+from helpers.metrics import coco_metrics, ground_truth
+from helpers.sanity import drop_broken_images, is_bijective, oracle_detections
 
 KEEP = Preprocess(128, True, 1 / 255, (0.5,) * 3, (0.5,) * 3, InterpolationMode.BILINEAR)
 SQUARE = Preprocess(96, False, 1 / 255, (0.5,) * 3, (0.5,) * 3, InterpolationMode.BILINEAR)

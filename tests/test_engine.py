@@ -8,11 +8,10 @@ import tiny
 import torch
 from safetensors.torch import load_file
 
-from helpers import checkpoints, engine, runfolder
-from helpers.config import UserError
-from helpers.engine import train
-from helpers.schedule import MovingAverage, lr_factor
-
+from helpers.engine import MovingAverage, lr_factor
+from helpers.files import UserError
+from helpers.train import runfolder
+from helpers.train.training import train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -6,8 +6,8 @@ import torch
 import transformers
 from tiny import FAMILIES, SOURCE_CLASSES
 
-from helpers.config import UserError, load_config
-from helpers.folding import fold_norms
+from helpers.config import load_config
+from helpers.files import UserError
 from helpers.model import (
     backbone_parameters,
     freeze,
@@ -18,6 +18,7 @@ from helpers.model import (
     stage_of,
     train_mode,
 )
+from helpers.train.folding import fold_norms
 
 CLASSES = ("car", "person", "dining table")
 

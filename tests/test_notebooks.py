@@ -11,8 +11,9 @@ import nbformat
 import papermill
 import pytest
 
-from helpers.checks import NOTEBOOKS
-from helpers.config import ROOT, Config
+from helpers.config import Config
+from helpers.files import ROOT
+from helpers.grading.checks import NOTEBOOKS
 
 PATHS = sorted((ROOT / "notebooks").glob("0?_*.ipynb"))
 

@@ -12,14 +12,14 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torchvision.transforms.v2 import InterpolationMode
 
-from helpers import coco_columns, coco_index
+from helpers import coco_columns, index
 from helpers.augment import MIN_SIDE, Augment
 from helpers.boxes import box_iou, cxcywh_to_xyxy, xywh_to_xyxy, xyxy_to_cxcywh, xyxy_to_xywh
 from helpers.coco_records import check_file_name, is_id
-from helpers.coco_source import read_split
 from helpers.collator import Preprocess
-from helpers.config import UserError
-from helpers.dataset import CocoIndex
+from helpers.download.coco import read_split
+from helpers.files import UserError
+from helpers.index import CocoIndex
 
 quick = settings(max_examples=60, deadline=None, derandomize=True)
 LEVELS = {"light": Augment("light"), "full": Augment("full")}
@@ -207,7 +207,7 @@ def test_reading_in_pieces_is_reading_record_by_record(folder, images, annotatio
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(coco_columns, "PIECE", size)
             if not plain:
-                patch.setattr(coco_index, "read_plain", lambda *_: None)
+                patch.setattr(index, "read_plain", lambda *_: None)
             try:
                 found.append(as_lists(CocoIndex.open(file, folder)))
             except UserError as error:
@@ -220,7 +220,7 @@ def test_ordinary_file_is_read_in_pieces(folder, monkeypatch):
     annotations = [{**PLAIN, "id": k, "bbox": [1, 1, 0 if k == 7 else 5, 5]} for k in range(50)]
     (folder / "plain.json").write_text(json.dumps({"images": [PHOTO], "annotations": annotations, "categories": [{"id": 2, "name": "a"}]}))
     monkeypatch.setattr(coco_columns, "PIECE", 900)
-    monkeypatch.setattr(coco_index, "read_whole", None)
+    monkeypatch.setattr("helpers.index.read_whole", None)
     index = CocoIndex.open(folder / "plain.json", folder)
     assert index.annotation_ids.tolist() == [k for k in range(50) if k != 7]
     assert index.dropped == [{"file": "1.jpg", "why": "annotation 7: bbox [1, 1, 0, 5] has no area"}]

@@ -19,22 +19,23 @@ from hypothesis import strategies as st
 from papermill.translators import translate_parameters
 
 from helpers import cli
-from helpers.config import ROOT, UserError, load_config
-from helpers.dataset import open_split
-from helpers.engine import train
-from helpers.evaluation import evaluate_checkpoint
+from helpers.config import load_config
+from helpers.evaluate.checkpoint import evaluate_checkpoint
+from helpers.files import ROOT, UserError
+from helpers.index import open_split
 from helpers.model import load_detector
+from helpers.train.training import train
 
 FORBIDDEN = {"pickle", "cPickle", "dill", "joblib", "shelve", "marshal", "cloudpickle"}
 CALLS = {"eval", "exec", "torch.load", "np.load", "numpy.load", "pd.read_pickle", "pandas.read_pickle", "yaml.load", "yaml.unsafe_load",
          "yaml.full_load", "os.system", "os.popen", "accelerator.load_state", "accelerator.save_state", "torch.save"}
 WRITES = {"write_text", "write_bytes", "to_parquet", "imwrite", "savez", "tofile"}
-ALLOWED = {("config.py", "open"), ("scenes.py", "write_bytes")}  # write_atomic itself; a folder that is thrown away when it is not whole
+ALLOWED = {("files.py", "open"), ("scenes.py", "write_bytes")}  # write_atomic itself; a folder that is thrown away when it is not whole
 
 
 def sources():
     """(name, syntax tree) of every helper, the checkpoint's script and the notebooks' code."""
-    for path in [*sorted((ROOT / "helpers").glob("*.py")), ROOT / "data" / "pretrained" / "make_checkpoint.py"]:
+    for path in [*sorted((ROOT / "helpers").rglob("*.py")), ROOT / "data" / "pretrained" / "make_checkpoint.py"]:
         yield path.name, ast.parse(path.read_text())
     for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
         code = "\n".join(re.sub(r"^\s*[%!].*$", "", cell.source, flags=re.M) for cell in nbformat.read(path, 4).cells if cell.cell_type == "code")

@@ -18,10 +18,11 @@ from transformers import (
     TimmBackboneConfig,
 )
 
-from helpers.config import ROOT, Config, load_config
-from helpers.download import prepare
-from helpers.engine import train
-from helpers.scenes import write_scenes
+from helpers.config import Config, load_config
+from helpers.download.prepare import prepare
+from helpers.files import ROOT
+from helpers.scenes.scenes import write_scenes
+from helpers.train.training import train
 
 HERE = Path(__file__).parent
 SCENES, VALIDATION_SCENES = 12_000, 300

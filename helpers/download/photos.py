@@ -1,0 +1,88 @@
+"""Folders of photos: one process at a time, room on the disk, every photo decoded once, placed without copying."""
+from __future__ import annotations
+
+import filecmp
+import os
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from tqdm import tqdm
+
+from helpers.dataset import read_image
+from helpers.download.coco import Records
+from helpers.files import UserError, locked
+
+
+def only_one(folder: Path):
+    """Hold the folder's lock, as a context manager. UserError when another process has it."""
+    return locked(folder / ".lock", f"Another process is downloading into {folder}: wait until it is done, or choose another data_dir.")
+
+
+def require_space(folder: Path, size: int, what: str) -> None:
+    """Raise UserError unless ``size`` bytes, and some to spare, are free where ``folder`` is or will be."""
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    if size and free < size + 200e6:
+        raise UserError(f"{what} need about {size / 1e9:.1f} GB, {folder} has {free / 1e9:.1f} GB free: make room, ask "
+                        "for fewer photos (max_train_images), or choose another data_dir.")
+
+
+def photo_problem(path: Path, image: dict) -> str | None:
+    """Why a photo cannot be used, or None: it must decode to its end and have the size that its record says."""
+    try:
+        read_image(path, image["height"], image["width"])
+    except FileNotFoundError:
+        return "the photo is missing"
+    except OSError as error:
+        return str(error).replace(f"{path.parent}{os.sep}", "")  # the reason is kept in files; a home folder is not
+    return None
+
+
+def check_photos(records: Records, what: str) -> dict[int, str]:
+    """Decode every photo once; image id -> reason for those that cannot be used."""
+    with ThreadPoolExecutor(max(2, os.cpu_count() or 2)) as pool:
+        problems = pool.map(lambda image: photo_problem(records.photo(image), image), records.images)
+        problems = list(tqdm(problems, total=len(records.images), desc=what, unit="photo", mininterval=1.0,
+                             ncols=100, leave=False, delay=1.0))
+    return {image["id"]: why for image, why in zip(records.images, problems) if why}
+
+
+def place_photos(records: Records, folder: Path) -> None:
+    """Hard-link each photo into ``folder`` (copy it where that cannot be), and remove whatever else is there.
+
+    The originals are only read. Raises UserError when copies would not fit on the disk.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    wanted = {folder / image["file_name"]: records.photo(image).resolve() for image in records.images}
+    for path in folder.rglob("*"):
+        if path not in wanted and not path.is_dir():
+            path.unlink()
+    device = folder.stat().st_dev
+    copies = sum(source.stat().st_size for source in wanted.values() if source.stat().st_dev != device)
+    require_space(folder, copies, "copies of the photos")
+    for path, source in wanted.items():
+        if not (path.exists() and path.samefile(source)):
+            _link_or_copy(source, path)
+
+
+def _link_or_copy(source: Path, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(source, temporary)
+    except OSError:  # another disk, or a system that allows no links
+        shutil.copyfile(source, temporary)
+    os.replace(temporary, path)
+
+
+def same_photos(one: Path, other: Path) -> list[tuple[str, str]]:
+    """Names of the photos that are byte for byte in both folders; only files of equal size are read."""
+    sizes: dict[int, list[Path]] = {}
+    for path in one.rglob("*"):
+        if path.is_file():
+            sizes.setdefault(path.stat().st_size, []).append(path)
+    return [(twin.name, path.name) for path in sorted(other.rglob("*")) if path.is_file()
+            for twin in sizes.get(path.stat().st_size, ()) if filecmp.cmp(twin, path, shallow=False)]

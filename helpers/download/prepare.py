@@ -1,0 +1,207 @@
+"""01 download: three sources, one result.
+
+``prepare(cfg)`` leaves ``images/{train2017,val2017}``, ``annotations/instances_*.json`` and ``manifest.json`` in
+``cfg.data_dir``. The manifest is written last: where it is, the data set is whole. What an interrupted call left is
+taken up by the next one.
+"""
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import orjson
+import pandas as pd
+
+from helpers.coco_records import check_categories
+from helpers.config import Config
+from helpers.download.coco import SPLITS, Records, pick_classes, pick_images, read_split
+from helpers.download.photos import check_photos, only_one, place_photos
+from helpers.files import UserError, write_atomic, write_json
+
+UNFINISHED = ".unfinished"  # marks a folder as ours until its manifest is there
+
+
+def prepare(cfg: Config) -> dict:
+    """Bring the data set that ``cfg`` asks for into ``cfg.data_dir`` and return its manifest.
+
+    Nothing is done when it is there already; another request for the same folder rebuilds it. Raises UserError, in one
+    sentence, for anything that the user can mend: no network, no mongod, no such class, a damaged annotation file, a
+    folder that is in use or that holds something else.
+    """
+    request = _request(cfg)
+    manifest = _finished(cfg, request)
+    if manifest is None:
+        with only_one(cfg.data_dir):
+            manifest = _finished(cfg, request) or _build(cfg, request)
+    return manifest
+
+
+def manifest_table(manifest: dict) -> pd.DataFrame:
+    """A row per split: photos, annotations, crowds and what was dropped."""
+    rows = {split: {**{name: part[name] for name in ("images", "eligible", "annotations", "crowd")},
+                    "dropped": len(part["dropped"]), "megabytes": round(part["photo_bytes"] / 1e6, 1)}
+            for split, part in manifest["splits"].items()}
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def class_table(manifest: dict) -> pd.DataFrame:
+    """A row per class: its COCO id and the number of single instances (``iscrowd`` 0) in each split."""
+    counts = {split: part["instances"] for split, part in manifest["splits"].items()}
+    return pd.DataFrame({"category id": dict(zip(manifest["classes"], manifest["category_ids"])), **counts})
+
+
+def _request(cfg: Config) -> dict:
+    """What was asked, so that two calls can be compared; annotation files by their content, no path of this machine."""
+    names = ("data_source", "classes", "top_k", "max_train_images", "max_val_images", "seed")
+    request = {name: value for name, value in cfg.as_json().items() if name in names}
+    if cfg.data_source == "folder":
+        request["annotation_files"] = {split: [_digest(file) for file, _ in pairs]
+                                       for split, pairs in split_files(cfg.coco_roots).items()}
+    if cfg.data_source == "demo":  # other drawings are another data set
+        from helpers.scenes.scenes import VERSION
+
+        request["scenes"] = VERSION
+    return request
+
+
+def _digest(*files: Path) -> str:
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def _finished(cfg: Config, request: dict) -> dict | None:
+    """The manifest if it answers ``request`` and what it counted is still there, else None."""
+    try:
+        manifest = orjson.loads((cfg.data_dir / "manifest.json").read_bytes())
+        if manifest["request"] != request:
+            return None
+        if cfg.data_source == "folder" and any(part["dropped_photos"] for part in manifest["splits"].values()):
+            return None  # the folder may have been mended since
+        for split, part in manifest["splits"].items():
+            if cfg.annotation_file(split).stat().st_size != part["annotation_bytes"]:
+                return None
+            if _photo_sizes(cfg.image_dir(split)) != (part["images"], part["photo_bytes"]):
+                return None
+        return manifest
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # not there, or not one of ours
+        return None
+
+
+def _photo_sizes(folder: Path) -> tuple[int, int]:
+    sizes = [path.stat().st_size for path in folder.rglob("*") if path.is_file()]
+    return len(sizes), sum(sizes)
+
+
+def _build(cfg: Config, request: dict) -> dict:
+    _claim(cfg)
+    with contextlib.ExitStack() as stack:
+        chosen = _choose(cfg, _open_source(cfg, stack))
+        parts = {}
+        for split, records in chosen.items():
+            broken = _broken_photos(cfg, split, records)
+            if len(broken) == len(records.images):
+                raise UserError(f"None of the {len(broken)} photos of {split} can be used; the first: "
+                                f"{records.images[0]['file_name']}: {broken[records.images[0]['id']]}.")
+            parts[split] = _write_split(cfg, split, records.without(broken)) | {"dropped_photos": len(broken)}
+    categories = chosen["train2017"].categories
+    manifest = {
+        "source": cfg.data_source,
+        "seed": cfg.seed,
+        "classes": [category["name"] for category in categories],
+        "category_ids": [category["id"] for category in categories],
+        "request": request,
+        "splits": parts,
+    }
+    write_json(cfg.data_dir / "manifest.json", manifest)
+    (cfg.data_dir / UNFINISHED).unlink()
+    return manifest
+
+
+def _open_source(cfg: Config, stack: contextlib.ExitStack) -> dict[str, list[tuple[Path, Path]]]:
+    """(annotation file, photo folder) pairs of each split; ``stack`` holds the source until the photos are placed."""
+    if cfg.data_source == "fiftyone":
+        from helpers.download import zoo
+
+        stack.enter_context(zoo.open_zoo(cfg))
+        return zoo.annotation_files(cfg)
+    if cfg.data_source == "folder":
+        return split_files(cfg.coco_roots)
+    from helpers.scenes.scenes import SCENE_CLASSES, write_scenes
+
+    root = cfg.data_dir / ".scenes"
+    shutil.rmtree(root, ignore_errors=True)
+    stack.callback(shutil.rmtree, root, ignore_errors=True)
+    write_scenes(root, cfg.classes or SCENE_CLASSES, cfg.max_train_images or 2000, cfg.max_val_images or 300, cfg.seed)
+    return split_files([root])
+
+
+def split_files(roots: list[Path]) -> dict[str, list[tuple[Path, Path]]]:
+    """The (annotation file, photo folder) pairs of COCO folders; a folder may lack a split that another one has."""
+    files = {split: [] for split in SPLITS}
+    for root in roots:
+        for split in SPLITS:
+            annotation_file = root / "annotations" / f"instances_{split}.json"
+            if annotation_file.is_file():
+                folder = next((path for path in (root / "images" / split, root / split) if path.is_dir()), None)
+                if folder is None:
+                    raise UserError(f"{root} has annotations of {split}, but neither images/{split} nor {split} with "
+                                    "the photos.")
+                files[split].append((annotation_file, folder))
+    for split, pairs in files.items():
+        if not pairs:
+            raise UserError(f"There is no annotations/instances_{split}.json in {', '.join(map(str, roots))}: "
+                            "coco_root must be a COCO folder.")
+    return files
+
+
+def _choose(cfg: Config, files: dict[str, list[tuple[Path, Path]]]) -> dict[str, Records]:
+    whole = {split: read_split(pairs) for split, pairs in files.items()}
+    check_categories(whole["train2017"].categories + whole["val2017"].categories, "train2017 and val2017")
+    categories = pick_classes(whole["train2017"], cfg.classes, cfg.top_k)
+    limits = {"train2017": cfg.max_train_images, "val2017": cfg.max_val_images}
+    return {split: pick_images(whole[split], categories, limits[split], cfg.seed, split) for split in SPLITS}
+
+
+def _broken_photos(cfg: Config, split: str, records: Records) -> dict[int, str]:
+    if cfg.data_source == "fiftyone":
+        from helpers.download import zoo
+
+        return zoo.fetch_photos(cfg, split, records)
+    return check_photos(records, f"{split}: checking photos")
+
+
+def _write_split(cfg: Config, split: str, records: Records) -> dict:
+    place_photos(records, cfg.image_dir(split))
+    write_atomic(cfg.annotation_file(split), orjson.dumps(records.as_coco()))  # every number comes back as it was
+    name_of = {category["id"]: category["name"] for category in records.categories}
+    instances = Counter(name_of[record["category_id"]] for record in records.annotations if not record["iscrowd"])
+    return {
+        "images": len(records.images),
+        "eligible": records.eligible,
+        "annotations": len(records.annotations),
+        "crowd": sum(bool(record["iscrowd"]) for record in records.annotations),
+        "instances": {name: instances[name] for name in name_of.values()},
+        "dropped": records.dropped,
+        "photo_bytes": _photo_sizes(cfg.image_dir(split))[1],
+        "annotation_bytes": cfg.annotation_file(split).stat().st_size,
+    }
+
+
+def _claim(cfg: Config) -> None:
+    """Make the folder ours: refuse one that holds something else, then take its manifest away until it is whole."""
+    folder = cfg.data_dir.resolve()
+    for root in cfg.coco_roots if cfg.data_source == "folder" else ():
+        if root.resolve() == folder or root.resolve().is_relative_to(folder):
+            raise UserError(f"data_dir {folder} holds coco_root {root}, which must stay as it is: choose another "
+                            "data_dir.")
+    ours = any((folder / name).exists() for name in ("manifest.json", UNFINISHED))
+    if not ours and any((folder / name).exists() for name in ("images", "annotations")):
+        raise UserError(f"{folder} holds images or annotations that were not put there by notebook 01: choose another "
+                        "data_dir, or use that folder as coco_root with data_source=folder.")
+    write_atomic(folder / UNFINISHED, "This data set is not complete: run notebook 01 again.\n")
+    (folder / "manifest.json").unlink(missing_ok=True)

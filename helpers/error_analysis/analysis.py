@@ -1,0 +1,186 @@
+"""The error analysis of a run: a table with a row per error, the views of it, and the files of ``error_analysis/``.
+
+``helpers/tide.py`` says what each prediction is, ``helpers/traits.py`` where the errors are, ``helpers/findings.py``
+puts the results into sentences, ``helpers/figures.py`` into charts and ``helpers/crops.py`` shows them.
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from helpers.config import Config
+from helpers.error_analysis import crops, figures, traits
+from helpers.error_analysis.tide import BOX, TYPES, Verdicts, gains, judge, oracle_ap
+from helpers.files import save_figure, write_atomic, write_json
+from helpers.index import CocoIndex
+
+
+def error_table(gt: dict, detections: list[dict], iou_fg: float = 0.5, iou_bg: float = 0.1) -> pd.DataFrame:
+    """A row per error, see :func:`table_of_errors`; of a photo's detections the 100 most confident count."""
+    return table_of_errors(judge(gt, detections, iou_fg, iou_bg))
+
+
+def table_of_errors(verdicts: Verdicts, threshold: float = -np.inf) -> pd.DataFrame:
+    """A row per error among predictions with ``score >= threshold``: the most confident first, then the missed by size.
+
+    Columns: image_id, type (a key of TYPES), class (annotated), predicted_class, iou, score, area, annotation_id,
+    detection, x, y, w, h. A missed object has its own box, COCO's area, no score, detection -1, and as iou the best of
+    any prediction. Other rows have the predicted box and its area; the annotation is the one that the error is about
+    (for background the one that it touches, or -1). A lower threshold adds rows of false predictions and turns missed
+    objects into others: what a prediction is never depends on less confident ones.
+    """
+    objects, predictions = verdicts.objects, verdicts.predictions
+    names = np.array([*verdicts.classes, None], dtype=object)  # -1 gives None
+    image_ids = verdicts.photos["image_id"].to_numpy()
+    false = predictions[~predictions["kind"].isin(["correct", "ignored"]) & (predictions["score"] >= threshold)]
+    about = false["object"].to_numpy()
+    label_of, id_of = (np.append(objects[c].to_numpy(), -1) for c in ("label", "annotation_id"))
+    false = pd.DataFrame({
+        "image_id": image_ids[false["photo"]], "type": false["kind"].astype(str).to_numpy(),
+        "class": names[label_of[about]], "predicted_class": names[false["label"]],
+        "iou": false["iou"].to_numpy(), "score": false["score"].to_numpy(), "area": (false["w"] * false["h"]).to_numpy(),
+        "annotation_id": id_of[about], "detection": false["detection"].to_numpy(),
+        **{side: false[side].to_numpy() for side in BOX}}).sort_values("score", ascending=False, kind="stable")
+    missed = objects[~(objects["covered"] >= threshold) | np.isneginf(objects["covered"])]
+    missed = pd.DataFrame({
+        "image_id": image_ids[missed["photo"]], "type": "missed", "class": names[missed["label"]],
+        "predicted_class": np.full(len(missed), None, dtype=object),
+        "iou": missed["best_iou"].to_numpy(), "score": np.nan, "area": missed["area"].to_numpy(),
+        "annotation_id": missed["annotation_id"].to_numpy(), "detection": -1,
+        **{side: missed[side].to_numpy() for side in BOX}}).sort_values("area", ascending=False, kind="stable")
+    return pd.concat([part for part in (false, missed) if len(part)] or [false], ignore_index=True)
+
+
+def best_threshold(verdicts: Verdicts) -> tuple[float, float]:
+    """The score threshold (in steps of 0.01) with the highest F1 over all classes together, and that F1; as in 04.
+
+    If nothing is correct: the score of the n-th most confident prediction for n objects, and 0.0.
+    """
+    counted = verdicts.shown(-np.inf)
+    score, correct = counted["score"].to_numpy(), (counted["kind"] == "correct").to_numpy()
+    if not correct.any():
+        return (float(np.sort(score)[::-1][: max(len(verdicts.objects), 1)][-1]) if len(score) else 0.5), 0.0
+    thresholds = np.round(np.linspace(1, 0, 101), 2)  # of equals the highest
+    hits, shown = (len(some) - np.searchsorted(np.sort(some), thresholds) for some in (score[correct], score))
+    f1 = 2 * hits / (shown + len(verdicts.objects))
+    return float(thresholds[f1.argmax()]), float(f1.max())
+
+
+def delta_ap(gt: dict, detections: list[dict]) -> dict[str, float]:
+    """What AP50 gains, a fraction, when an oracle mends one kind of error: ``{"Cls": ..., "Loc", "Both", ...}``."""
+    return gains(oracle_ap(judge(gt, detections)))
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """All tables of 05. ``errors`` takes every prediction, as TIDE does; the other tables those at the threshold."""
+
+    verdicts: Verdicts
+    threshold: float            # the score with the best F1
+    f1: float
+    errors: pd.DataFrame        # a row per error of all predictions: what AP, delta_ap and errors.csv are about
+    shown: pd.DataFrame         # a row per error at the threshold: what a reader sees
+    ap: pd.DataFrame            # AP50 by class, as it is and with one kind of error mended
+    delta_ap: dict[str, float]
+    objects: pd.DataFrame       # a row per annotated object: traits and outcome
+    groups: pd.DataFrame        # recall and precision by trait
+    photos: pd.DataFrame        # a row per photo, best first
+    candidates: pd.DataFrame    # errors where the annotation may be wrong
+
+    @property
+    def ap50(self) -> float:
+        """COCO's AP50: the mean over the classes that have objects."""
+        present = np.bincount(self.verdicts.objects["label"], minlength=len(self.ap)) > 0
+        return float(self.ap["AP50"][present].mean()) if present.any() else 0.0
+
+    def counts(self) -> pd.DataFrame:
+        """Errors of each type: at the threshold, and of any score with what AP50 would gain without them."""
+        return pd.DataFrame({"at the threshold": count_types(self.shown), "any score": count_types(self.errors),
+                             "AP50 to gain": [self.delta_ap[short] for short in TYPES.values()]}, index=list(TYPES))
+
+
+def count_types(errors: pd.DataFrame) -> list[int]:
+    """Rows of each type, in the order of TYPES."""
+    return [int((errors["type"] == name).sum()) for name in TYPES]
+
+
+def analyse(gt: dict, detections: list[dict]) -> Analysis:
+    """Everything that 05 shows, from a COCO document and a COCO results list; UserError when they do not fit together."""
+    verdicts = judge(gt, detections)
+    threshold, f1 = best_threshold(verdicts)
+    shown = table_of_errors(verdicts, threshold)
+    ap = oracle_ap(verdicts)
+    objects = traits.object_table(verdicts, threshold)
+    return Analysis(verdicts, threshold, f1, table_of_errors(verdicts), shown, ap, gains(ap), objects,
+                    traits.group_table(verdicts, objects, threshold), traits.photo_table(verdicts, threshold),
+                    traits.label_candidates(verdicts, shown, objects, threshold))
+
+
+def write_error_analysis(cfg: Config, index: CocoIndex, analysis: Analysis, per_type: int = 12) -> dict:
+    """Write ``error_analysis/``: tide.json, tables, a folder of pictures per type, figures; return the figures by name.
+
+    The pictures are the ``per_type`` most confident errors of each type (the largest missed objects); what an earlier
+    run left in these folders goes.
+    """
+    folder = cfg.output_dir / "error_analysis"
+    counts = dict(zip(TYPES.values(), count_types(analysis.errors)))
+    write_json(folder / "tide.json", {"delta_ap": analysis.delta_ap, "counts": counts})
+    tables = {"errors": analysis.errors, "errors_at_threshold": analysis.shown, "by_trait": analysis.groups,
+              "photos": analysis.photos, "label_candidates": analysis.candidates}
+    for name, table in tables.items():
+        write_atomic(folder / f"{name}.csv", table.to_csv(index=False))
+    for name in TYPES:
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for old in (folder / name).glob("*.jpg"):
+            old.unlink()
+        rows = with_rivals(analysis.verdicts, analysis.shown[analysis.shown["type"] == name].head(per_type))
+        for rank, row in enumerate(rows.to_dict("records"), 1):
+            write_atomic(folder / name / f"{rank:02d}_{row['image_id']}.jpg", crops.error_jpeg(index, row))
+    figures = draw_figures(index, analysis)
+    for name, figure in figures.items():
+        save_figure(figure, folder / f"{name}.png", dpi=figure.dpi)
+    return figures
+
+
+def with_rivals(verdicts: Verdicts, errors: pd.DataFrame) -> pd.DataFrame:
+    """``errors`` with a column ``rival``: for a duplicate, the prediction (a dict) that has its annotation already."""
+    found_by = verdicts.objects.set_index("annotation_id")["found_by"]
+    rivals = [verdicts.predictions.iloc[found_by[a]].to_dict() if kind == "duplicate" else None
+              for kind, a in zip(errors["type"], errors["annotation_id"])]
+    return errors.assign(rival=pd.Series(rivals, index=errors.index, dtype=object))
+
+
+def _as_detections(index: CocoIndex, analysis: Analysis) -> list[dict]:
+    """The predictions at the threshold as COCO results again."""
+    rows = analysis.verdicts.predictions
+    rows = rows[rows["score"] >= analysis.threshold]
+    image_ids = analysis.verdicts.photos["image_id"].to_numpy()[rows["photo"]]
+    return [{"image_id": int(image_id), "category_id": index.category_ids[label], "bbox": bbox, "score": score}
+            for image_id, label, bbox, score in zip(image_ids, rows["label"], rows[BOX].values.tolist(), rows["score"])]
+
+
+def draw_figures(index: CocoIndex, analysis: Analysis) -> dict:
+    """The figures of 05 by the name of their file."""
+    shown = analysis.shown
+    examples = pd.concat([shown[shown["type"] == name].head(4) for name in TYPES])
+    confident = shown[shown["type"] != "missed"].head(12)
+    small = shown[(shown["type"] == "missed") & (shown["area"] < 32**2)].head(8)
+    detections = _as_detections(index, analysis)
+    worst = analysis.photos[analysis.photos["f1"] < 1].iloc[::-1].head(6)
+    best = analysis.photos[analysis.photos["correct"] > 0].head(4)
+    return {
+        "error_types": figures.type_bars(analysis.counts()),
+        "ap_gain_by_class": figures.gain_by_class(analysis.ap, TYPES),
+        "examples": crops.crop_grid(index, with_rivals(analysis.verdicts, examples)),
+        "where_it_fails": figures.trait_panels(analysis.groups),
+        "outcomes": figures.outcome_bars(analysis.objects),
+        "recall_by_size": figures.size_curve(traits.recall_by_size(analysis.objects)),
+        "small_missed": crops.crop_grid(index, small),
+        "confused_pairs": figures.pair_bars(traits.confused_pairs(shown)),
+        "most_confident": crops.crop_grid(index, with_rivals(analysis.verdicts, confident)),
+        "best_photos": crops.photo_grid(index, best, detections),
+        "worst_photos": crops.photo_grid(index, worst, detections),
+        "label_candidates": crops.crop_grid(index, analysis.candidates.groupby("question", sort=False).head(4)),
+    }

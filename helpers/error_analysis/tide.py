@@ -1,0 +1,224 @@
+"""Match predictions to annotations, name the kind of every error, and price each kind in AP50.
+
+The kinds and their prices are TIDE's (Bolya et al., "TIDE: A General Toolbox for Identifying Object Detection Errors",
+ECCV 2020). A prediction that is not correct is, in this order,
+
+    localization     the right class, but 0.1 <= IoU < 0.5 with the annotation
+    classification   IoU >= 0.5 with an annotation of another class
+    duplicate        right in both, but a more confident prediction has that annotation already
+    background       IoU < 0.1 with everything
+    both             the rest: neither class nor place is right
+
+and an annotation is ``missed`` when no prediction is correct for it and no classification or localization error is
+about it. The price of a kind is what AP50 would gain if an oracle mended just that kind.
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from helpers.boxes import box_iou, xywh_to_xyxy
+from helpers.files import UserError
+
+TYPES = {"classification": "Cls", "localization": "Loc", "both": "Both", "duplicate": "Dupe", "background": "Bkg",
+         "missed": "Miss"}
+KINDS = (*TYPES, "correct", "ignored")  # what a prediction can be; "ignored": it lies in a crowd region of its class
+COVERING = ("correct", "classification", "localization")  # kinds that keep an annotation from being missed
+BOX = ["x", "y", "w", "h"]  # COCO's bbox, pixels
+
+
+@dataclass(frozen=True)
+class Verdicts:
+    """What each prediction and each annotation of a split turned out to be: the one source of all tables of 05.
+
+    ``predictions``: a row per prediction (at most 100 a photo), photo by photo, most confident first: detection (its
+    number in the list of detections), photo (position), label, score, x, y, w, h, kind (one of KINDS), object (row of
+    ``objects`` that it is about, -1 for none), iou (with that object).
+    ``objects``: a row per annotation that is no crowd region: photo, label, area, x, y, w, h, annotation_id, found_by
+    (row of ``predictions`` or -1), covered (highest score of a prediction that is about it), best_iou (of any
+    prediction).
+    """
+
+    classes: tuple[str, ...]
+    photos: pd.DataFrame  # image_id, width, height
+    objects: pd.DataFrame
+    predictions: pd.DataFrame
+    beyond_cap: int  # detections left out because their photo has a hundred more confident ones
+
+    def shown(self, threshold: float) -> pd.DataFrame:
+        """The predictions with ``score >= threshold`` that count: without those that a crowd region excuses."""
+        return self.predictions[(self.predictions["score"] >= threshold) & (self.predictions["kind"] != "ignored")]
+
+
+def judge(gt: dict, detections: list[dict], iou_fg: float = 0.5, iou_bg: float = 0.1, per_photo: int = 100) -> Verdicts:
+    """Match each photo's predictions, most confident first, to the annotations of their class, and name what each is.
+
+    ``gt`` is a COCO document, ``detections`` a COCO results list. Raises UserError when they do not belong together.
+    """
+    photos = pd.DataFrame({"image_id": [image["id"] for image in gt["images"]],
+                           "width": [image.get("width", 0) for image in gt["images"]],
+                           "height": [image.get("height", 0) for image in gt["images"]]})
+    objects, crowds = _annotations(gt)
+    predictions, beyond_cap = _predictions(gt, detections, per_photo)
+    n_photos = np.arange(len(photos) + 1)
+    object_at, crowd_at, predicted_at = (np.searchsorted(t["photo"], n_photos) for t in (objects, crowds, predictions))
+    boxes = [xywh_to_xyxy(t[BOX].to_numpy(float)) for t in (objects, crowds, predictions)]
+    labels = [t["label"].to_numpy() for t in (objects, crowds, predictions)]
+
+    kind = np.full(len(predictions), KINDS.index("background"), dtype=np.int8)
+    about = np.full(len(predictions), -1)
+    iou = np.zeros(len(predictions))
+    best_iou = np.zeros(len(objects))
+    for i in range(len(photos)):
+        p, o, c = (slice(at[i], at[i + 1]) for at in (predicted_at, object_at, crowd_at))
+        if p.start == p.stop:
+            continue
+        if o.start < o.stop:
+            overlap = box_iou(boxes[2][p], boxes[0][o])  # [predictions, objects]
+            kind[p], nearest, iou[p] = _judge(overlap, labels[2][p], labels[0][o], iou_fg, iou_bg)
+            about[p] = np.where(nearest >= 0, nearest + o.start, -1)
+            best_iou[o] = overlap.max(axis=0)
+        if c.start < c.stop:
+            inside = _inside(boxes[2][p], boxes[1][c]) * (labels[2][p, None] == labels[1][None, c])
+            kind[p][(inside.max(axis=1) >= iou_fg) & (kind[p] != KINDS.index("correct"))] = KINDS.index("ignored")
+
+    predictions = predictions.assign(kind=pd.Categorical.from_codes(kind, KINDS), object=about, iou=iou)
+    objects = objects.assign(found_by=-1, covered=-np.inf, best_iou=best_iou)
+    correct = np.flatnonzero(predictions["kind"] == "correct")
+    objects.loc[about[correct], "found_by"] = correct
+    covering = predictions[predictions["kind"].isin(COVERING)]
+    covered = np.full(len(objects), -np.inf)
+    np.maximum.at(covered, covering["object"].to_numpy(), covering["score"].to_numpy())
+    return Verdicts(tuple(c["name"] for c in gt["categories"]), photos, objects.assign(covered=covered), predictions,
+                    beyond_cap)
+
+
+def _judge(overlap, predicted, annotated, iou_fg: float, iou_bg: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Kind (number in KINDS), object and IoU of a photo's predictions; ``overlap`` [P, O], rows by falling score."""
+    same = predicted[:, None] == annotated[None, :]  # [P, O]
+    right_class, wrong_class = overlap * same, overlap * ~same
+    own = np.full(len(overlap), -1)
+    free = right_class.copy()
+    for p in np.flatnonzero(right_class.max(axis=1) >= iou_fg):
+        o = free[p].argmax()
+        if free[p, o] >= iou_fg:
+            own[p] = o
+            free[:, o] = 0
+    taken = np.zeros(overlap.shape[1], dtype=bool)
+    taken[own[own >= 0]] = True
+
+    def best(of):
+        where = of.argmax(axis=1)
+        return where, np.take_along_axis(of, where[:, None], axis=1)[:, 0]
+
+    (near, near_iou), (other, other_iou), (used, used_iou), (any_, any_iou) = map(
+        best, (right_class, wrong_class, right_class * taken, overlap))
+    tests = [own >= 0, (near_iou >= iou_bg) & (near_iou < iou_fg), other_iou >= iou_fg, used_iou >= iou_fg,
+             any_iou < iou_bg]
+    names = ["correct", "localization", "classification", "duplicate", "background"]
+    kind = np.select(tests, [KINDS.index(name) for name in names], KINDS.index("both"))
+    about = np.select(tests, [own, near, other, used, np.where(any_iou > 0, any_, -1)], any_)
+    iou = np.take_along_axis(overlap, np.maximum(about, 0)[:, None], axis=1)[:, 0]
+    return kind, about, np.where(about >= 0, iou, 0.0)
+
+
+def _inside(boxes_xyxy: np.ndarray, regions_xyxy: np.ndarray) -> np.ndarray:
+    """Share of each box that lies in each region, as COCO measures crowds: [n, 4] and [m, 4] to [n, m]."""
+    low = np.maximum(boxes_xyxy[:, None, :2], regions_xyxy[None, :, :2])
+    high = np.minimum(boxes_xyxy[:, None, 2:], regions_xyxy[None, :, 2:])
+    area = np.prod(boxes_xyxy[:, 2:] - boxes_xyxy[:, :2], axis=-1)
+    return np.clip(high - low, 0, None).prod(axis=-1) / np.maximum(area, 1e-9)[:, None]
+
+
+def _annotations(gt: dict) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Objects and crowd regions, each sorted by photo (stable: COCO's order within a photo)."""
+    photo_of = {image["id"]: i for i, image in enumerate(gt["images"])}
+    label_of = {category["id"]: k for k, category in enumerate(gt["categories"])}
+    records = [a for a in gt["annotations"] if a["image_id"] in photo_of and a["category_id"] in label_of]
+    table = pd.DataFrame({"photo": np.array([photo_of[a["image_id"]] for a in records], dtype=int),
+                          "label": np.array([label_of[a["category_id"]] for a in records], dtype=int),
+                          "area": np.array([a.get("area", a["bbox"][2] * a["bbox"][3]) for a in records], dtype=float),
+                          "annotation_id": np.array([a["id"] for a in records], dtype=np.int64)})
+    table[BOX] = np.array([a["bbox"] for a in records], dtype=float).reshape(-1, 4)
+    crowd = np.array([bool(a.get("iscrowd", 0)) for a in records], dtype=bool)
+    order = np.argsort(table["photo"].to_numpy(), kind="stable")
+    table, crowd = table.iloc[order], crowd[order]
+    return table[~crowd].reset_index(drop=True), table[crowd].reset_index(drop=True)
+
+
+def _predictions(gt: dict, detections: list[dict], per_photo: int) -> tuple[pd.DataFrame, int]:
+    """The ``per_photo`` most confident detections of each photo, and how many others there were."""
+    photo_of = {image["id"]: i for i, image in enumerate(gt["images"])}
+    label_of = {category["id"]: k for k, category in enumerate(gt["categories"])}
+    photo = np.array([photo_of.get(d["image_id"], -1) for d in detections], dtype=int)
+    label = np.array([label_of.get(d["category_id"], -1) for d in detections], dtype=int)
+    score = np.array([d["score"] for d in detections], dtype=float)
+    bbox = np.array([d["bbox"] for d in detections], dtype=float).reshape(-1, 4)
+    for wrong, what in ((photo < 0, "a photo that is not in the validation set"), (label < 0, "an unknown category"),
+                        (~np.isfinite(score) | ~np.isfinite(bbox).all(axis=1), "a score or a box that is no number")):
+        if wrong.any():
+            first = detections[int(wrong.argmax())]
+            raise UserError(f"{wrong.sum()} of {len(wrong)} detections have {what} (the first: {first}); run notebook "
+                            f"04_evaluate again.")
+    order = np.lexsort((-score, photo))  # stable: ties keep their order in the file
+    rank = np.arange(len(order)) - np.searchsorted(photo[order], photo[order])
+    order = order[rank < per_photo]
+    table = pd.DataFrame({"detection": order, "photo": photo[order], "label": label[order], "score": score[order]})
+    table[BOX] = bbox[order]
+    return table, len(detections) - len(order)
+
+
+def gains(ap: pd.DataFrame) -> dict[str, float]:
+    """From :func:`oracle_ap` to the six gains. TIDE averages over classes with predictions or objects; no gain is below 0."""
+    mean = {column: 0.0 if ap[column].isna().all() else float(ap[column].mean()) for column in ap}
+    return {short: max(mean[short] - mean["AP50"], 0.0) for short in TYPES.values()}
+
+
+def oracle_ap(verdicts: Verdicts) -> pd.DataFrame:
+    """AP50 of each class as it is (column AP50) and with one kind of error mended (Cls, Loc, Both, Dupe, Bkg, Miss).
+
+    A classification error gets the right class and a localization error the right box, if the annotation is free and no
+    more confident error of the two kinds claims it; other false predictions, and those that lose the claim, are
+    removed; missed objects leave the ground truth. NaN where a class has neither predictions nor objects.
+    """
+    counted = verdicts.predictions[verdicts.predictions["kind"] != "ignored"]
+    kind, about = counted["kind"].to_numpy().astype(str), counted["object"].to_numpy()
+    label, score = counted["label"].to_numpy(), counted["score"].to_numpy()
+    objects = verdicts.objects["label"].to_numpy()
+    count = np.bincount(objects, minlength=len(verdicts.classes))
+    missed = np.isneginf(verdicts.objects["covered"].to_numpy())
+    claims = np.flatnonzero(np.isin(kind, ["classification", "localization"]))
+    claims = claims[verdicts.objects["found_by"].to_numpy()[about[claims]] < 0]
+    mends = np.zeros(len(kind), dtype=bool)
+    first = np.unique(about[claims], return_index=True)[1]  # rows fall in score within a photo: the first is the best
+    mends[claims[first]] = True
+
+    correct = kind == "correct"
+    columns = {"AP50": _class_ap(label, score, correct, count)}
+    order = np.argsort(correct, kind="stable")  # TIDE's reference puts errors before correct ones among equal scores
+    for name, short in TYPES.items():
+        fixed = kind == name
+        keep = order[(~fixed | mends)[order]]
+        new_label = np.where(fixed & mends, objects[about] if len(objects) else label, label)
+        left = count - np.bincount(objects[missed], minlength=len(count)) if name == "missed" else count
+        columns[short] = _class_ap(new_label[keep], score[keep], (correct | (fixed & mends))[keep], left)
+    return pd.DataFrame(columns, index=pd.Index(verdicts.classes, name="class"))
+
+
+def _class_ap(label: np.ndarray, score: np.ndarray, correct: np.ndarray, count: np.ndarray) -> np.ndarray:
+    """Average precision of each class at COCO's 101 recall points: [P], [P], [P] bool and [K] objects to [K]."""
+    order = np.argsort(-score, kind="stable")
+    order = order[np.argsort(label[order], kind="stable")]  # class by class, the most confident first
+    ends = np.searchsorted(label[order], np.arange(len(count) + 1))
+    ap = np.zeros(len(count))
+    for k, n in enumerate(count):
+        hits = np.cumsum(correct[order[ends[k] : ends[k + 1]]])
+        if n == 0 or len(hits) == 0:
+            ap[k] = np.nan if n == 0 and len(hits) == 0 else 0.0
+            continue
+        precision = np.maximum.accumulate((hits / np.arange(1, len(hits) + 1))[::-1])[::-1]
+        at = np.searchsorted(hits / n, np.arange(101) / 100)
+        ap[k] = precision[at[at < len(hits)]].sum() / 101
+    return ap

@@ -1,0 +1,182 @@
+"""Where a detector fails: by traits of objects, by photo, by pair of classes; and where the annotation may be wrong."""
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from helpers.boxes import box_iou, xywh_to_xyxy
+from helpers.error_analysis.tide import BOX, COVERING, Verdicts
+
+OUTCOMES = ("found", "classification", "localization", "missed")
+TRAITS = {  # trait: its groups, in the order of figures and tables
+    "size": ("small", "medium", "large"),
+    "overlapping objects": ("none", "1 or 2", "3 or more"),
+    "objects in the photo": ("1 to 3", "4 to 9", "10 or more"),
+    "border": ("inside", "at the border"),
+    "shape": ("tall", "balanced", "wide"),
+    "position": tuple(f"{row} {column}" for row in ("top", "middle", "bottom")
+                      for column in ("left", "centre", "right")),
+}
+TRAIT_RULES = {
+    "size": "area below 32², below 96², or more, in pixels of the original photo (COCO's rule)",
+    "overlapping objects": "other annotated boxes that overlap its box",
+    "objects in the photo": "annotated objects in its photo",
+    "border": "a side of the box within 1 % of the photo's edge: the object is probably cut off there",
+    "shape": "width / height below 1/2, between, or above 2",
+    "position": "the ninth of the photo in which the box's centre lies",
+}
+
+
+def object_table(verdicts: Verdicts, threshold: float) -> pd.DataFrame:
+    """A row per annotated object: its traits, and its outcome (one of OUTCOMES) at the score ``threshold``.
+
+    An object that is not found counts under the most confident error about it, or as missed where there is none.
+    """
+    objects = verdicts.objects
+    about = verdicts.shown(threshold)
+    about = about[about["kind"].isin(COVERING)].sort_values("score", ascending=False, kind="stable")
+    about = about.assign(wrong=about["kind"] != "correct").sort_values("wrong", kind="stable")
+    outcome = about.drop_duplicates("object").set_index("object")["kind"].astype(object).replace("correct", "found")
+    outcome = outcome.reindex(range(len(objects))).fillna("missed")
+    table = pd.DataFrame({
+        "image_id": verdicts.photos["image_id"].to_numpy()[objects["photo"]], "annotation_id": objects["annotation_id"],
+        "class": np.array(verdicts.classes, dtype=object)[objects["label"]], "area": objects["area"],
+        "outcome": pd.Categorical(outcome, OUTCOMES)})
+    table["overlapping objects"] = _binned(_overlapping(verdicts), (1, 3), TRAITS["overlapping objects"])
+    return table.assign(**_traits(verdicts, objects, objects["area"]), **{side: objects[side] for side in BOX})
+
+
+def _overlapping(verdicts: Verdicts) -> np.ndarray:
+    """How many other annotated boxes overlap each object's box."""
+    photo, boxes_xyxy = verdicts.objects["photo"].to_numpy(), xywh_to_xyxy(verdicts.objects[BOX].to_numpy(float))
+    starts = np.searchsorted(photo, np.arange(len(verdicts.photos) + 1))
+    counts = [(box_iou(boxes_xyxy[a:b], boxes_xyxy[a:b]) > 0).sum(axis=1) - 1 for a, b in zip(starts[:-1], starts[1:])]
+    return np.concatenate(counts) if counts else np.zeros(0, int)
+
+
+def _binned(values, edges, names) -> pd.Categorical:
+    return pd.Categorical.from_codes(np.digitize(np.asarray(values), edges), names, ordered=True)
+
+
+def _traits(verdicts: Verdicts, rows: pd.DataFrame, area: pd.Series) -> dict[str, pd.Categorical]:
+    """The traits that annotations and predictions share; ``rows`` has photo and the bbox columns."""
+    width, height = (verdicts.photos[side].to_numpy()[rows["photo"]] for side in ("width", "height"))
+    x, y, w, h = (rows[side].to_numpy() for side in BOX)
+    at_border = (x <= 0.01 * width) | (y <= 0.01 * height) | (x + w >= 0.99 * width) | (y + h >= 0.99 * height)
+    column = np.digitize((x + w / 2) / np.maximum(width, 1), (1 / 3, 2 / 3))
+    row = np.digitize((y + h / 2) / np.maximum(height, 1), (1 / 3, 2 / 3))
+    per_photo = np.bincount(verdicts.objects["photo"], minlength=len(verdicts.photos))
+    return {
+        "size": _binned(area, (32**2, 96**2), TRAITS["size"]),
+        "objects in the photo": _binned(per_photo[rows["photo"]], (4, 10), TRAITS["objects in the photo"]),
+        "border": pd.Categorical.from_codes(at_border.astype(int), TRAITS["border"], ordered=True),
+        "shape": _binned(w / np.maximum(h, 1e-9), (0.5, 2.0), TRAITS["shape"]),
+        "position": pd.Categorical.from_codes(3 * row + column, TRAITS["position"], ordered=True),
+    }
+
+
+def group_table(verdicts: Verdicts, objects: pd.DataFrame, threshold: float) -> pd.DataFrame:
+    """A row per trait and group: objects, found, recall with its 95 % interval; predictions, correct, precision.
+
+    Recall counts annotated objects and precision predictions with ``score >= threshold``, each under its own box's
+    group. NaN where a group is empty; how many annotations overlap is known for annotations alone.
+    """
+    shown = verdicts.shown(threshold)
+    shown = shown.assign(**_traits(verdicts, shown, shown["w"] * shown["h"]))
+    parts = []
+    for trait, groups in TRAITS.items():
+        part = pd.DataFrame({"trait": trait, "group": groups})
+        part["objects"], part["found"] = _count(objects[trait], objects["outcome"] == "found")
+        if trait in shown:
+            part["predictions"], part["correct"] = _count(shown[trait], shown["kind"] == "correct")
+        parts.append(part)
+    table = pd.concat(parts, ignore_index=True)
+    table["recall"], table["precision"] = table["found"] / table["objects"], table["correct"] / table["predictions"]
+    table["recall_low"], table["recall_high"] = wilson(table["found"], table["objects"])
+    return table
+
+
+def _count(groups: pd.Series, hit: pd.Series) -> tuple[np.ndarray, np.ndarray]:
+    codes = groups.cat.codes
+    n = len(groups.cat.categories)
+    return np.bincount(codes, minlength=n), np.bincount(codes[hit.to_numpy()], minlength=n)
+
+
+def wilson(hits, total) -> tuple[np.ndarray, np.ndarray]:
+    """The 95 % interval of a proportion, NaN for total 0; Wilson's, which holds for small counts and stays in 0 to 1."""
+    hits, total = np.asarray(hits, float), np.asarray(total, float)
+    z = 1.96
+    with np.errstate(divide="ignore", invalid="ignore"):
+        p = hits / total
+        middle = (p + z**2 / (2 * total)) / (1 + z**2 / total)
+        half = z / (1 + z**2 / total) * np.sqrt(p * (1 - p) / total + z**2 / (4 * total**2))
+    return np.maximum(middle - half, 0.0), np.minimum(middle + half, 1.0)
+
+
+def recall_by_size(objects: pd.DataFrame, bins: int = 10) -> pd.DataFrame:
+    """Recall by sqrt(area), in ``bins`` groups of about equally many objects.
+
+    Columns: low, high and side (median) of sqrt(area) in pixels, objects, found, recall and its 95 % interval.
+    """
+    side = np.sqrt(objects["area"].to_numpy())
+    if not len(side):
+        return pd.DataFrame(columns=["low", "high", "side", "objects", "found", "recall", "recall_low", "recall_high"],
+                            dtype=float)
+    edges = np.unique(np.quantile(side, np.linspace(0, 1, min(bins, max(len(side) // 10, 1)) + 1)))
+    which = np.clip(np.searchsorted(edges, side, side="right") - 1, 0, max(len(edges) - 2, 0))
+    found = (objects["outcome"] == "found").to_numpy()
+    table = pd.DataFrame({"side": side, "found": found}).groupby(which).agg(
+        low=("side", "min"), high=("side", "max"), side=("side", "median"),
+        objects=("found", "size"), found=("found", "sum"))
+    table["recall"] = table["found"] / table["objects"]
+    table["recall_low"], table["recall_high"] = wilson(table["found"], table["objects"])
+    return table.reset_index(drop=True)
+
+
+def confused_pairs(errors: pd.DataFrame) -> pd.DataFrame:
+    """Classification errors by class and predicted_class, the most frequent first: errors, mean_score."""
+    wrong = errors[errors["type"] == "classification"]
+    groups = wrong.groupby(["class", "predicted_class"], as_index=False)
+    pairs = groups.agg(errors=("score", "size"), mean_score=("score", "mean"))
+    return pairs.sort_values(["errors", "mean_score"], ascending=False, kind="stable", ignore_index=True)
+
+
+def photo_table(verdicts: Verdicts, threshold: float) -> pd.DataFrame:
+    """A row per photo that has objects or predictions, best first: image_id, objects, correct, false, missed, f1.
+
+    The rule: F1 of the photo, 2 correct / (predictions + objects), at the threshold; among equals the photo with more
+    objects is the better one if all is right, and the worse one otherwise.
+    """
+    n = len(verdicts.photos)
+    shown = verdicts.shown(threshold)
+    correct = np.bincount(shown.loc[shown["kind"] == "correct", "photo"], minlength=n)
+    predictions, objects = np.bincount(shown["photo"], minlength=n), np.bincount(verdicts.objects["photo"], minlength=n)
+    table = pd.DataFrame({"image_id": verdicts.photos["image_id"], "objects": objects, "correct": correct,
+                          "false": predictions - correct, "missed": objects - correct})
+    table = table[predictions + objects > 0]
+    table["f1"] = 2 * table["correct"] / (2 * table["correct"] + table["false"] + table["missed"])
+    weight = np.where(table["f1"] == 1, table["objects"], -(table["false"] + table["missed"]))
+    return table.iloc[np.lexsort((-weight, -table["f1"].to_numpy()))].reset_index(drop=True)
+
+
+def label_candidates(verdicts: Verdicts, errors: pd.DataFrame, objects: pd.DataFrame, threshold: float) -> pd.DataFrame:
+    """Errors where the annotation may be what is wrong: ``errors`` with a column ``question``, the most suspect first.
+
+    The rule: false predictions more confident than half of the correct ones at the threshold, either on background
+    ("not annotated?") or with IoU >= 0.7 on an object of another class ("wrong class?"); then missed objects, the
+    largest first, that no prediction of any score overlaps by 0.1, of a class and size of which most are found
+    ("nothing there?").
+    """
+    shown = verdicts.shown(threshold)
+    scores = shown.loc[shown["kind"] == "correct", "score"]
+    confident = errors["score"] > (scores.median() if len(scores) else np.inf)
+    recall = (objects["outcome"] == "found").groupby([objects["class"], objects["size"].astype(str)]).transform("mean")
+    usually_found = set(objects.loc[recall > 0.5, "annotation_id"])
+    questions = {
+        "not annotated?": confident & (errors["type"] == "background"),
+        "wrong class?": confident & (errors["type"] == "classification") & (errors["iou"] >= 0.7),
+        "nothing there?": ((errors["type"] == "missed") & (errors["iou"] < 0.1)
+                           & errors["annotation_id"].isin(usually_found)),
+    }
+    rows = [errors[mask].assign(question=question) for question, mask in questions.items()]
+    return pd.concat(rows).sort_index().reset_index(drop=True)  # errors come sorted: by score, then missed ones by area

@@ -1,0 +1,112 @@
+"""Files and paths: where the project is, one way to write a file, and mistakes that the user can mend."""
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import re
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+import orjson
+from filelock import FileLock, Timeout
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+class UserError(Exception):
+    """A mistake that the user can mend: one sentence saying what is wrong and what to do, shown without a traceback."""
+
+    def _render_traceback_(self) -> list[str]:  # IPython asks the exception itself
+        return [f"{type(self).__name__}: {self}"]
+
+
+def write_atomic(path: Path, data: bytes | str) -> Path:
+    """Write under a temporary name beside ``path``, then rename: a crash never leaves half a file under its name."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data.encode() if isinstance(data, str) else data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def write_json(path: Path, value) -> Path:
+    """Indented JSON through :func:`write_atomic`; NumPy scalars and arrays are understood.
+
+    Raises ValueError for NaN or infinity, which JSON cannot hold and orjson would turn into null.
+    """
+    _refuse_non_finite(value, str(path))
+    options = orjson.OPT_INDENT_2 | orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS
+    return write_atomic(path, orjson.dumps(value, option=options, default=str))
+
+
+def _refuse_non_finite(value, where: str) -> None:
+    if isinstance(value, dict):
+        for key, item in value.items():
+            _refuse_non_finite(item, f"{where}: {key}")
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            _refuse_non_finite(item, where)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{where} would be {value}")
+
+
+def save_figure(figure, path: Path, dpi: int = 110) -> Path:
+    """Save a matplotlib figure as PNG through :func:`write_atomic`."""
+    import io
+
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=dpi)
+    return write_atomic(path, buffer.getvalue())
+
+
+def require(path: Path, made_by: str) -> Path:
+    """``path`` if it is there, else a UserError that names the notebook (``03_train``) which makes it."""
+    if not Path(path).exists():
+        raise UserError(f"{portable(Path(path))} is missing: run notebook {made_by} first "
+                        f"(python -m helpers.run --only {made_by[:2]}).")
+    return Path(path)
+
+
+def portable(value):
+    if isinstance(value, (list, tuple)):
+        return [portable(item) for item in value]
+    if isinstance(value, str) and value.startswith("/"):  # model, resume and checkpoint may be folders
+        short = portable(Path(value))
+        return value if short.startswith("/") else short
+    if isinstance(value, Path):
+        path = value.resolve() if value.is_absolute() else value
+        if path.is_relative_to(ROOT):
+            return str(path.relative_to(ROOT))
+        return f"~/{path.relative_to(Path.home())}" if path.is_relative_to(Path.home()) else str(value)
+    return value
+
+
+@contextlib.contextmanager
+def locked(file: Path, busy: str) -> Iterator[None]:
+    """Hold the lock ``file``; the system releases it however the process ends. ``UserError(busy)`` when another one has it."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(file, timeout=0):
+            yield
+    except Timeout:
+        raise UserError(busy) from None
+
+
+def without_folders(text: str) -> str:
+    """``text`` (JSON or HTML) with the project's folder and the home folder taken out of the paths in it.
+
+    A path must stand alone: a few letters inside an embedded picture that happen to spell one stay.
+    """
+    for folder, short in ((ROOT, "."), (Path.home(), "~")):
+        if len(folder.parts) > 1:
+            text = re.sub(rf"(?<![A-Za-z0-9+/]){re.escape(str(folder))}(?![A-Za-z0-9+=_.-])", short, text)
+    return text

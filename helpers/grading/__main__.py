@@ -1,0 +1,4 @@
+from helpers.cli import command
+from helpers.grading.deliverables import main
+
+command(main)

@@ -1,0 +1,335 @@
+"""What makes a deliverable valid: it reads, it is not empty, its numbers are finite, and it agrees with the others.
+
+A check takes the config and the deliverable's path, and raises ``Invalid`` with the reason. It says nothing about a
+*neighbour* that is missing or damaged: that one has its own check.
+"""
+
+from __future__ import annotations
+
+import functools
+import gzip
+import math
+import re
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import orjson
+import pandas as pd
+from safetensors import safe_open
+
+from helpers.config import Config
+from helpers.files import UserError
+from helpers.grading.validate import (
+    Invalid,
+    decodable,
+    decodable_pictures,
+    finite,
+    must,
+    neighbour,
+    read_csv,
+    read_json,
+)
+from helpers.index import CocoIndex, open_split
+from helpers.metrics import STATS, coco_metrics, ground_truth
+from helpers.train.checkpoints import damage
+
+SHORT = {
+    "classification": "Cls",
+    "localization": "Loc",
+    "both": "Both",
+    "duplicate": "Dupe",
+    "background": "Bkg",
+    "missed": "Miss",
+}
+NOTEBOOKS = ("01_download", "02_sanity", "03_train", "04_evaluate", "05_error_analysis")
+PAGE_LIMIT = 15_000_000
+
+
+def dataset(cfg: Config, path: Path) -> None:
+    manifest = read_json(path / "manifest.json")
+    for split in ("train2017", "val2017"):
+        index = _index(cfg, split)
+        counted = manifest.get("splits", {}).get(split, {}).get("images")
+        must(
+            counted == len(index) + _missing_photos(index),
+            f"manifest.json counts {counted} photos in {split}, the annotations {len(index)}",
+        )
+        must(len(index) > 0, f"{split} holds no photo")
+        must(
+            list(index.classes) == manifest.get("classes"),
+            f"manifest.json and the annotations of {split} name different classes",
+        )
+
+
+def data_sanity(cfg: Config, path: Path) -> None:
+    counts = read_csv(path / "class_counts.csv", "class")
+    finite(counts, "class_counts.csv")
+    classes = neighbour(lambda: list(_index(cfg, "val2017").classes))
+    must(
+        classes is None or sorted(classes) == sorted(counts["class"]),
+        "class_counts.csv names other classes than the data set",
+    )
+    for table in set(path.glob("*.csv")) - {path / "class_counts.csv"}:
+        read_csv(table, rows=0)
+    decodable(path / "class_counts.png")
+    decodable_pictures(path)
+
+
+def config_json(cfg: Config, path: Path) -> None:
+    values = read_json(path)
+    unknown = set(values) ^ set(Config.model_fields)
+    must(not unknown, f"parameters differ from those of today: {', '.join(sorted(unknown))}")
+    must(values["run_name"] == cfg.run_name, f"it belongs to the run {values['run_name']}")
+
+
+def environment_json(cfg: Config, path: Path) -> None:
+    values = read_json(path)
+    must(
+        {"python", "device", "packages"} <= set(values) and bool(values["packages"]),
+        "python, device or packages are not in it",
+    )
+
+
+def losses(cfg: Config, path: Path) -> None:
+    table = read_csv(path, "step", "epoch", "lr", "loss")
+    finite(table, path.name)
+    must((table["step"].to_numpy() == np.arange(1, len(table) + 1)).all(), "the steps are not 1, 2, 3, ...")
+    must((np.diff(table["epoch"]) >= 0).all(), "the epochs go backwards")
+    ends = neighbour(lambda: int(read_csv(cfg.run_dir / "epochs.csv", "step")["step"].iloc[-1]))
+    must(ends is None or len(table) >= ends, f"it ends at step {len(table)}, epochs.csv at step {ends}")
+
+
+def epochs(cfg: Config, path: Path) -> None:
+    table = read_csv(path, "epoch", "mAP", "mAP50", "seconds")
+    finite(table, path.name)
+    must((table["epoch"].to_numpy() == np.arange(1, len(table) + 1)).all(), "the epochs are not 1, 2, 3, ...")
+    asked = neighbour(lambda: int(read_json(cfg.run_dir / "config.json")["epochs"]))
+    must(asked in (None, len(table)), f"it has {len(table)} of the {asked} epochs that config.json asks for")
+    steps = neighbour(lambda: read_csv(cfg.run_dir / "losses.csv", "epoch", "loss"))
+    if steps is not None and "train_loss" in table:
+        mean = steps.groupby("epoch")["loss"].mean().reindex(table["epoch"]).to_numpy()
+        must(np.allclose(mean, table["train_loss"], rtol=1e-4), "train_loss is not the mean of losses.csv")
+
+
+def image(cfg: Config, path: Path) -> None:
+    decodable(path)
+
+
+def checkpoint(cfg: Config, path: Path) -> None:
+    config = read_json(path / "config.json")
+    names = [config.get("id2label", {}).get(str(k)) for k in range(len(config.get("id2label", {})))]
+    classes = neighbour(lambda: list(_index(cfg, "val2017").classes))
+    must(
+        classes in (None, names),
+        f"it knows the classes {', '.join(map(str, names))}, the data set {', '.join(classes or [])}",
+    )
+    with safe_open(path / "model.safetensors", "np") as file:
+        keys = list(file.keys())
+        must(bool(keys), "model.safetensors holds no weights")
+        for key in keys:
+            must(bool(np.isfinite(file.get_tensor(key)).all()), f"the weights {key} are not all finite")
+    must((path / "preprocessor_config.json").is_file(), "preprocessor_config.json is missing")
+    problem = damage(path)
+    must(problem is None, str(problem))
+
+
+def detections(cfg: Config, path: Path) -> None:
+    found = read_json(path, list)
+    must(bool(found), "it holds no detection")
+    try:
+        ids = np.array([row["image_id"] for row in found])
+        categories = np.array([row["category_id"] for row in found])
+        boxes = np.array([row["bbox"] for row in found], dtype=float)
+        scores = np.array([row["score"] for row in found], dtype=float)
+    except (KeyError, TypeError, ValueError):
+        raise Invalid("a record is no detection (image_id, category_id, bbox, score)") from None
+    must(
+        boxes.shape == (len(found), 4) and bool(np.isfinite(boxes).all() and (boxes[:, 2:] >= 0).all()),
+        "a box is no box",
+    )
+    must(bool(((scores >= 0) & (scores <= 1)).all()), "a score is not between 0 and 1")
+    index = neighbour(lambda: _index(cfg, "val2017"))
+    if index is not None:
+        stray = ids[~np.isin(ids, index.image_ids)]
+        must(not len(stray), f"photo {stray[:1].tolist()} does not belong to the validation split")
+        must(bool(np.isin(categories, index.category_ids).all()), "a category does not belong to the data set")
+
+
+def metrics_csv(cfg: Config, path: Path) -> None:
+    table = read_csv(path, "run", "checkpoint", *STATS)
+    ours = table[table["run"] == cfg.run_name]
+    must(not ours.empty, f"there is no row for the run {cfg.run_name}")
+    must(ours.iloc[0]["checkpoint"] == "start", "the untouched start checkpoint is not the run's first row")
+    must(len(ours) > 1, "the trained checkpoint has no row")
+    numbers = ours[list(STATS)].to_numpy(dtype=float)
+    must(
+        bool((np.isfinite(numbers) & ((numbers == -1) | ((numbers >= 0) & (numbers <= 1)))).all()),
+        "a number is not a fraction",
+    )
+    for checkpoint_name, file in (
+        ("start", "detections_val2017_start.json"),
+        (cfg.checkpoint, "detections_val2017.json"),
+    ):
+        row = ours[ours["checkpoint"] == checkpoint_name]
+        again = neighbour(lambda: _recomputed(cfg, cfg.run_dir / file))
+        if again is not None and len(row):
+            for name in STATS:
+                said, is_so = float(row.iloc[0][name]), again[name]
+                agree = math.isclose(said, is_so, abs_tol=1e-6)
+                must(agree, f"the row {checkpoint_name} says {name} {said:.4f}, {file} gives {is_so:.4f}")
+
+
+def metrics_json(cfg: Config, path: Path) -> None:
+    document = read_json(path)
+    stats = document.get("stats", document)
+    must(set(STATS) <= set(stats), "COCO's twelve numbers are not in it")
+    must(all(isinstance(stats[name], (int, float)) for name in STATS), "a number is missing")
+    row = neighbour(lambda: _row(cfg))
+    if row is not None:
+        off = [name for name in STATS if not math.isclose(float(stats[name]), float(row[name]), abs_tol=1e-9)]
+        must(not off, f"{', '.join(off)} differ from metrics.csv")
+
+
+def per_class(cfg: Config, path: Path) -> None:
+    table = read_csv(path, "class", "instances", "AP", "AP50")
+    finite(table[["class", "instances", "AP", "AP50"]], path.name)
+    classes = neighbour(lambda: list(_index(cfg, "val2017").classes))
+    must(classes is None or sorted(classes) == sorted(table["class"]), "its classes are not those of the data set")
+    row = neighbour(lambda: _row(cfg))
+    known = table["AP"][table["AP"] >= 0]
+    if row is not None and len(known):
+        must(
+            math.isclose(known.mean(), float(row["mAP"]), abs_tol=1e-6),
+            f"the mean of AP is {known.mean():.4f}, metrics.csv says {float(row['mAP']):.4f}",
+        )
+
+
+def pictures(cfg: Config, path: Path) -> None:
+    decodable_pictures(path)
+
+
+def tide(cfg: Config, path: Path) -> None:
+    document = read_json(path)
+    for part in ("delta_ap", "counts"):
+        values = document.get(part)
+        must(
+            isinstance(values, dict) and set(values) == set(SHORT.values()),
+            f"{part} does not have the keys {', '.join(SHORT.values())}",
+        )
+        must(
+            all(isinstance(value, (int, float)) and math.isfinite(value) for value in values.values()),
+            f"{part} is not all numbers",
+        )
+    must(all(abs(value) <= 1 for value in document["delta_ap"].values()), "delta_ap is not in fractions")
+    table = neighbour(lambda: read_csv(cfg.output_dir / "error_analysis" / "errors.csv", "type", rows=0))
+    if table is not None:
+        counted = {short: int((table["type"] == name).sum()) for name, short in SHORT.items()}
+        must(counted == document["counts"], "counts differ from the rows of errors.csv")
+
+
+def errors_csv(cfg: Config, path: Path) -> None:
+    table = read_csv(path, "image_id", "type", "class", "predicted_class", "iou", "score", "area", rows=0)
+    must(set(table["type"]) <= set(SHORT), "a type is unknown")
+    finite(table[["iou", "area"]], path.name)
+    must(bool(np.isfinite(table.loc[table["type"] != "missed", "score"]).all()), "a false prediction has no score")
+    index = neighbour(lambda: _index(cfg, "val2017"))
+    if index is not None:
+        must(bool(table["image_id"].isin(index.image_ids).all()), "a photo does not belong to the validation split")
+
+
+def error_pictures(cfg: Config, path: Path) -> None:
+    table = neighbour(lambda: read_csv(path / "errors_at_threshold.csv", "type", rows=0))
+    for name in SHORT:
+        must((path / name).is_dir(), f"the folder {name}/ is missing")
+        wanted = 0 if table is None else int((table["type"] == name).sum())
+        decodable_pictures(path / name, least=min(1, wanted))
+    decodable_pictures(path, deep=False)
+
+
+def tensorboard(cfg: Config, path: Path) -> None:
+    from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
+
+    files = sorted(path.glob("*tfevents*"))
+    must(bool(files), "there is no event file")
+    must(sum(1 for file in files for _ in RawEventFileLoader(str(file)).Load()) > 1, "the event files hold no event")
+
+
+def profiler(cfg: Config, path: Path) -> None:
+    table = read_csv(path / "breakdown.csv", "range", "ms", "share")
+    finite(table, "breakdown.csv")
+    must(
+        bool((table["ms"] >= 0).all()) and bool(table["share"].between(0, 1.001).all()),
+        "a time or a share is negative or too large",
+    )
+    must(0.9 < table["share"].sum() < 1.1, f"the shares add up to {table['share'].sum():.2f}, not to 1")
+    decodable(path / "breakdown.png")
+    must(bool(read_json(path / "summary.json").get("sentence")), "summary.json does not name the bottleneck")
+    traces = [file for file in path.rglob("*.json*") if "trace" in file.name]
+    must(bool(traces), "there is no trace")
+    for file in traces:
+        raw = file.read_bytes()
+        events = orjson.loads(gzip.decompress(raw) if file.suffix == ".gz" else raw).get("traceEvents")
+        must(bool(events), f"{file.name} holds no event")
+
+
+def notebooks(cfg: Config, path: Path) -> None:
+    for name in NOTEBOOKS:
+        must((path / f"{name}.ipynb").is_file(), f"{name} has not been executed")
+        executed = nbformat.read(path / f"{name}.ipynb", as_version=4)
+        code = [cell for cell in executed.cells if cell.cell_type == "code" and cell.source.strip()]
+        failed = any(output.output_type == "error" for cell in code for output in cell.outputs)
+        must(not failed, f"{name} ended with an error")
+        must(bool(code) and all(cell.execution_count for cell in code), f"{name} has cells that were not executed")
+        times = read_json(path / "timings.json")
+        must(math.isfinite(times.get(name, {}).get("seconds", math.nan)), f"timings.json has no time of {name}")
+
+
+def report(cfg: Config, path: Path) -> None:
+    for name in ("index.html", *(f"{notebook}.html" for notebook in NOTEBOOKS)):
+        page = path / name
+        must(page.is_file(), f"{name} is missing")
+        text = page.read_text(encoding="utf-8")
+        must(page.stat().st_size < PAGE_LIMIT, f"{name} is larger than 15 MB")
+        must(text.rstrip().endswith("</html>"), f"{name} is cut short")
+        must(
+            not re.search(r"""<(?:script|img|link|iframe)\b[^>]{0,200}\b(?:src|href)=["']?https?:""", text),
+            f"{name} asks the network for something",
+        )
+    row = neighbour(lambda: _row(cfg))
+    if row is not None:
+        must(
+            f"{float(row['mAP']):.3f}" in (path / "index.html").read_text(),
+            "index.html does not show the mAP of metrics.csv: make report",
+        )
+
+
+def _index(cfg: Config, split: str) -> CocoIndex:
+    try:
+        return _open(cfg, split, cfg.annotation_file(split).stat().st_mtime_ns)
+    except (UserError, OSError) as error:
+        raise Invalid(str(error)) from None
+    except (KeyError, TypeError, ValueError) as error:
+        raise Invalid(f"the annotations of {split} are damaged ({error!r})") from None
+
+
+@functools.lru_cache(maxsize=4)
+def _open(cfg: Config, split: str, changed: int) -> CocoIndex:
+    return open_split(cfg, split)
+
+
+def _missing_photos(index: CocoIndex) -> int:
+    return sum(1 for row in index.dropped if "annotation" not in row["why"])
+
+
+def _row(cfg: Config) -> pd.Series:
+    """The row of metrics.csv of the checkpoint that 04 looked at."""
+    table = read_csv(cfg.output_dir / "metrics.csv", "run", "checkpoint", *STATS)
+    rows = table[(table["run"] == cfg.run_name) & (table["checkpoint"] == cfg.checkpoint)]
+    must(len(rows) == 1, f"metrics.csv has {len(rows)} rows for {cfg.run_name}, {cfg.checkpoint}")
+    return rows.iloc[0]
+
+
+def _recomputed(cfg: Config, file: Path) -> dict[str, float]:
+    detections(cfg, file)
+    return coco_metrics(ground_truth(_index(cfg, "val2017")), read_json(file, list))["stats"]

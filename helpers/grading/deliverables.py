@@ -1,0 +1,126 @@
+"""What the assignment asks for, what is there, and whether it holds: ``artifacts/grading.json`` and ``make grade``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from helpers import cli
+from helpers.config import Config
+from helpers.files import ROOT, write_json
+from helpers.grading import checks
+from helpers.grading.validate import Invalid
+
+
+class Deliverable(NamedTuple):
+    name: str
+    path: Path
+    made_by: str  # a notebook's number, or "report"
+    check: Callable[[Config, Path], None]  # raises validate.Invalid
+
+
+def deliverables(cfg: Config) -> list[Deliverable]:
+    """All deliverables of a config's run, in the order in which the notebooks make them."""
+    run, out = cfg.run_dir, cfg.output_dir
+    errors = out / "error_analysis"
+    rows = [
+        Deliverable("data set", cfg.data_dir, "01", checks.dataset),
+        Deliverable("data check", out / "data_sanity", "02", checks.data_sanity),
+        Deliverable("configuration", run / "config.json", "03", checks.config_json),
+        Deliverable("environment", run / "environment.json", "03", checks.environment_json),
+        Deliverable("losses", run / "losses.csv", "03", checks.losses),
+        Deliverable("epochs", run / "epochs.csv", "03", checks.epochs),
+        Deliverable("loss curves", run / "loss_curves.png", "03", checks.image),
+        Deliverable("best checkpoint", run / "checkpoint_best", "03", checks.checkpoint),
+        Deliverable("last checkpoint", run / "checkpoint_last", "03", checks.checkpoint),
+        Deliverable("TensorBoard events", out / "runs" / cfg.run_name, "03", checks.tensorboard),
+        Deliverable("profile", out / "profiler" / cfg.run_name, "03", checks.profiler),
+        Deliverable("detections before training", run / "detections_val2017_start.json", "04", checks.detections),
+        Deliverable("detections", run / "detections_val2017.json", "04", checks.detections),
+        Deliverable("metrics", out / "metrics.csv", "04", checks.metrics_csv),
+        Deliverable("metrics of the run", run / "metrics.json", "04", checks.metrics_json),
+        Deliverable("metrics by class", run / "per_class.csv", "04", checks.per_class),
+        Deliverable("precision and recall", run / "pr_curves.png", "04", checks.image),
+        Deliverable("visualizations", out / "visualizations", "04", checks.pictures),
+        Deliverable("error summary", errors / "tide.json", "05", checks.tide),
+        Deliverable("error table", errors / "errors.csv", "05", checks.errors_csv),
+        Deliverable("error pictures", errors, "05", checks.error_pictures),
+        Deliverable("executed notebooks", out / "notebooks", "", checks.notebooks),
+        Deliverable("report", out / "report", "report", checks.report),
+    ]
+    return [row for row in rows if cfg.profile or cfg.profile_only or row.name != "profile"]
+
+
+def check_all(cfg: Config) -> list[dict]:
+    """A row per deliverable: name, path, exists, valid, reason (empty when valid), command."""
+    rows = []
+    for item in deliverables(cfg):
+        exists = item.path.exists()
+        reason = _reason(item, cfg) if exists else f"{item.path.name} is missing"
+        base = ROOT if item.path.is_relative_to(ROOT) else cfg.output_dir.parent  # no home folder in the file
+        path = item.path.relative_to(base) if item.path.is_relative_to(base) else item.path.name
+        rows.append(
+            {
+                "name": item.name,
+                "path": str(path),
+                "exists": exists,
+                "valid": not reason,
+                "reason": reason,
+                "command": _command(cfg, item.made_by),
+            }
+        )
+    return rows
+
+
+def grade(cfg: Config) -> list[dict]:
+    """:func:`check_all`, written to grading.json as well."""
+    rows = check_all(cfg)
+    write_json(
+        cfg.output_dir / "grading.json",
+        {
+            "run": cfg.run_name,
+            "preset": cfg.preset,
+            "deliverables": rows,
+            "valid": sum(row["valid"] for row in rows),
+            "of": len(rows),
+        },
+    )
+    return rows
+
+
+def _reason(item: Deliverable, cfg: Config) -> str:
+    try:
+        item.check(cfg, item.path)
+        return ""
+    except Invalid as error:
+        return str(error)
+    except Exception as error:  # whatever a damaged file does to its reader, the other deliverables are still graded
+        return f"it cannot be read ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})"
+
+
+def _command(cfg: Config, made_by: str) -> str:
+    if made_by == "report":
+        return f"make report PRESET={cfg.preset}"
+    return f"make run PRESET={cfg.preset}" + (f' ARGS="--only {made_by}"' if made_by else "")
+
+
+def as_text(rows: list[dict]) -> str:
+    """The grading as a table for a terminal."""
+    width = max(len(row["name"]) for row in rows)
+    lines = [
+        f"{'ok     ' if row['valid'] else 'INVALID' if row['exists'] else 'MISSING'}  {row['name']:<{width}}  "
+        + (row["path"] if row["valid"] else f"{row['reason']}; {row['command']}")
+        for row in rows
+    ]
+    return "\n".join([*lines, f"{sum(row['valid'] for row in rows)} of {len(rows)} deliverables hold."])
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command ``python -m helpers.grading``; status 1 when something is missing or invalid."""
+    arguments = cli.parser("helpers.grading", "Check every deliverable of a run.").parse_args(argv)
+    cfg, _ = cli.configure(arguments.preset, arguments.overrides)
+    rows = grade(cfg)
+    sys.stdout.write(as_text(rows) + "\n")
+    return 0 if all(row["valid"] for row in rows) else 1

@@ -1,0 +1,85 @@
+"""Reading a file that may be damaged: what every check of a deliverable is made of.
+
+Each function raises :class:`Invalid` with a reason that names the file.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import orjson
+import pandas as pd
+from PIL import Image
+
+from helpers.files import UserError
+
+
+class Invalid(Exception):
+    """Why a deliverable does not hold, as the end of a sentence that begins with its name."""
+
+
+def must(holds: bool, reason: str) -> None:
+    if not holds:
+        raise Invalid(reason)
+
+
+def neighbour(read):
+    """What ``read`` gives, or None when another deliverable stands in the way: that one is named by its own check."""
+    try:
+        return read()
+    except (Invalid, UserError, OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def read_json(path: Path, kind: type = dict):
+    try:
+        value = orjson.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise Invalid(f"{path.name} is missing") from None
+    except orjson.JSONDecodeError as error:
+        raise Invalid(f"{path.name} is not valid JSON ({error})") from None
+    must(isinstance(value, kind), f"{path.name} is not a JSON {'list' if kind is list else 'object'}")
+    return value
+
+
+def read_csv(path: Path, *columns: str, rows: int = 1) -> pd.DataFrame:
+    try:
+        must(path.read_bytes().endswith(b"\n"), f"{path.name} is empty or cut short")
+        table = pd.read_csv(path, dtype={"run": str, "checkpoint": str})
+    except FileNotFoundError:
+        raise Invalid(f"{path.name} is missing") from None
+    except ValueError as error:
+        raise Invalid(f"{path.name} is not a table ({str(error).strip().splitlines()[0]})") from None
+    lacking = [name for name in columns if name not in table]
+    must(not lacking, f"{path.name} has no column {', '.join(lacking)}")
+    must(len(table) >= rows, f"{path.name} has no row")
+    return table
+
+
+def finite(table: pd.DataFrame, name: str) -> None:
+    for column in table:
+        if table[column].isna().any() or (table[column].dtype.kind == "f" and not np.isfinite(table[column]).all()):
+            raise Invalid(f"{name} has a value in the column {column} that is no finite number")
+
+
+def decodable_pictures(folder: Path, least: int = 1, deep: bool = True) -> None:
+    files = [
+        path
+        for path in (folder.rglob("*") if deep else folder.glob("*"))
+        if path.suffix.lower() in (".png", ".jpg", ".jpeg")
+    ]
+    must(len(files) >= least, f"{folder.name}/ holds no picture")
+    for path in files:
+        decodable(path)
+
+
+def decodable(path: Path) -> None:
+    must(path.is_file(), f"{path.name} is missing")
+    try:
+        with Image.open(path) as opened:
+            opened.load()
+            flat = all(low == high for low, high in np.atleast_2d(opened.convert("RGB").getextrema()))
+    except (OSError, SyntaxError, ValueError):
+        raise Invalid(f"{path.name} does not decode") from None
+    must(not flat, f"{path.name} is one flat colour")

@@ -1,0 +1,118 @@
+"""The photos that the report carries for browsing predictions without a kernel: a stated selection, bounded in size."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import orjson
+import pandas as pd
+from PIL import Image
+
+from helpers.config import Config
+from helpers.dataset import read_image
+from helpers.files import UserError, require
+from helpers.index import CocoIndex, open_split
+from helpers.metrics import load_detections
+from helpers.pictures.embed import jpeg
+
+PHOTOS = 24
+FLOOR = 0.05  # predictions with a lower score are left out
+MOST = 100  # predictions of a photo
+
+
+def gallery(cfg: Config, side: int = 640) -> dict:
+    """What ``templates/browse.js`` shows: classes (names), photos, rule (a sentence), floor and threshold (scores).
+
+    A photo has its ``picture`` (a JPEG data URI, at most ``side`` pixels), ``width`` and ``height`` of the original,
+    ``truth`` rows ``[x, y, w, h, class index, crowd]`` and ``predicted`` rows ``[x, y, w, h, class index, score]``, most
+    certain first.
+    Raises UserError when 01 or 04 has not run, ValueError when what they wrote cannot be read.
+    """
+    detections_file = require(cfg.run_dir / "detections_val2017.json", "04_evaluate")
+    index = open_split(cfg, "val2017")
+    predicted = _by_photo(load_detections(detections_file), index)
+    chosen, rule = _choose(index, cfg.output_dir / "error_analysis" / "photos.csv")
+    photos = [
+        photo for i, why in chosen if (photo := _photo(index, i, why, predicted.get(int(index.image_ids[i]), []), side))
+    ]
+    if not photos:
+        raise UserError("No photo of the validation split can be read: see notebook 02_sanity.")
+    return {
+        "classes": list(index.classes),
+        "photos": photos,
+        "rule": rule,
+        "floor": FLOOR,
+        "threshold": _threshold(cfg.run_dir / "metrics.json"),
+    }
+
+
+def _threshold(metrics_file: Path) -> float:
+    """The score threshold that notebook 04 chose, where it is within the slider; else 0.5."""
+    try:
+        chosen = float(orjson.loads(metrics_file.read_bytes())["score_threshold"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0.5
+    return round(min(max(chosen, FLOOR), 0.95), 2)
+
+
+def _choose(index: CocoIndex, worst_file: Path) -> tuple[list[tuple[int, str]], str]:
+    """Positions of the photos to carry, each with a remark, and the rule in words."""
+    position = {int(image_id): i for i, image_id in enumerate(index.image_ids)}
+    chosen: dict[int, str] = {}
+    try:
+        table = (
+            pd.read_csv(worst_file)[["image_id", "false", "missed"]].iloc[::-1].astype(int)
+        )  # best first in the file
+        table = table[table["image_id"].isin(position.keys()) & (table["false"] + table["missed"] > 0)].head(
+            PHOTOS // 2
+        )
+        for row in table.to_dict("records"):
+            chosen[position[row["image_id"]]] = (
+                f"The error analysis counts {row['false']} false and {row['missed']} missed."
+            )
+    except (OSError, ValueError, KeyError):
+        pass  # 05 has not run: a regular selection alone
+    worst = len(chosen)
+    for i in (
+        np.unique(np.linspace(0, len(index) - 1, min(PHOTOS - worst, len(index))).astype(int)) if len(index) else ()
+    ):
+        chosen.setdefault(int(i), "")
+    rest = f"{len(chosen) - worst} photos taken at regular steps from the {len(index)} of val2017"
+    return list(chosen.items()), f"the {worst} worst photos of the error analysis, then {rest}" if worst else rest
+
+
+def _by_photo(detections: list[dict], index: CocoIndex) -> dict[int, list[list]]:
+    class_index = {category: k for k, category in enumerate(index.category_ids)}
+    rows: dict[int, list[list]] = {}
+    try:
+        for detection in detections:
+            if detection["score"] >= FLOOR and detection["category_id"] in class_index:
+                box = [round(float(value), 1) for value in detection["bbox"]]
+                rows.setdefault(int(detection["image_id"]), []).append(
+                    [*box, class_index[detection["category_id"]], round(float(detection["score"]), 4)]
+                )
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"detections_val2017.json holds a record that is no detection ({error!r})") from None
+    return {image_id: sorted(found, key=lambda row: -row[5])[:MOST] for image_id, found in rows.items()}
+
+
+def _photo(index: CocoIndex, i: int, why: str, predicted: list[list], side: int) -> dict | None:
+    height, width = int(index.heights[i]), int(index.widths[i])
+    try:
+        image = Image.fromarray(read_image(index.path(i), height, width))
+    except OSError:
+        return None
+    truth = [
+        [*(round(float(value), 1) for value in index.bbox[row]), int(index.labels[row]), int(index.iscrowd[row])]
+        for row in index.rows(i)
+    ]
+    return {
+        "name": str(index.file_names[i]),
+        "why": why,
+        "width": width,
+        "height": height,
+        "picture": jpeg(image, side),
+        "truth": truth,
+        "predicted": predicted,
+    }

@@ -1,0 +1,192 @@
+"""An executed notebook as one HTML page that asks the network for nothing."""
+
+from __future__ import annotations
+
+import base64
+import copy
+import functools
+import re
+from pathlib import Path
+
+import bleach
+import jinja2
+import markupsafe
+import nbformat
+from bleach.css_sanitizer import CSSSanitizer
+from bs4 import BeautifulSoup
+from nbconvert import HTMLExporter
+from pygments.formatters import HtmlFormatter
+
+from helpers.files import without_folders
+from helpers.pictures.embed import picture
+
+LIMIT = 14_000_000  # bytes of a page; the promise is 15 MB
+LONG_TEXT = 200_000  # characters of one output
+LONG_TABLE = 30  # rows
+WIDGET = "application/vnd.jupyter.widget-view+json"
+WIDGET_STATE = "application/vnd.jupyter.widget-state+json"
+TAGS = frozenset(
+    """a abbr b blockquote br caption code col colgroup dd del details div dl dt em h1 h2 h3 h4 h5 h6 hr i img kbd li ol
+                 p pre progress q s samp small span strong sub summary sup table tbody td tfoot th thead tr u ul
+                  var""".split()
+)
+
+
+@functools.cache
+def templates() -> jinja2.Environment:
+    """The templates of ``helpers/report/templates``; everything that is put into them is escaped."""
+    return jinja2.Environment(
+        loader=jinja2.PackageLoader("helpers.report"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+def notebook_page(notebook_file: Path) -> tuple[str, str]:
+    """The page of an executed notebook, and its title. Raises ValueError when the file is no notebook."""
+    notebook = nbformat.read(notebook_file, as_version=4)
+    title = title_of(notebook, notebook_file.stem)
+    for side in (1400, 900, 500):  # smaller pictures only where the page would be too large
+        page = _render(notebook_file.stem, title, _still(notebook, side))
+        if len(page.encode()) < LIMIT:
+            break
+    return page, title
+
+
+def title_of(notebook: nbformat.NotebookNode, otherwise: str) -> str:
+    """A notebook's title: the first heading in it."""
+    for cell in notebook.cells:
+        heading = re.search(r"^#\s+(.+)$", cell.source, re.MULTILINE) if cell.cell_type == "markdown" else None
+        if heading:
+            return heading.group(1).strip()
+    return otherwise
+
+
+def _render(name: str, title: str, notebook: nbformat.NotebookNode) -> str:
+    exporter = HTMLExporter(template_name="basic", exclude_anchor_links=True)
+    body, _ = exporter.from_notebook_node(notebook)
+    return (
+        templates()
+        .get_template("notebook.html")
+        .render(
+            name=name,
+            title=title,
+            body=markupsafe.Markup(without_folders(clean(body))),
+            highlighting=markupsafe.Markup(HtmlFormatter(style="default").get_style_defs(".highlight")),
+        )
+    )
+
+
+def clean(html: str) -> str:
+    """Notebook HTML with known-harmless tags and attributes alone: no script, no frame, nothing fetched."""
+    soup = BeautifulSoup(html, "html.parser")
+    for element in soup(["script", "style", "iframe", "object", "embed", "link", "meta", "base", "form"]):
+        element.decompose()
+    _fold(soup)
+    # The sanitiser reads letter by letter: pictures wait outside, and come back by number.
+    sources = []
+    for element in soup("img"):
+        source = element.get("src", "")
+        if re.fullmatch(r"data:image/(png|jpeg|svg\+xml);base64,[A-Za-z0-9+/=\s]+", source):
+            element["src"] = f"#picture-{len(sources)}"
+            sources.append(source)
+        else:
+            element.replace_with(f"[picture: {element.get('alt') or 'without a description'}]")
+    css = CSSSanitizer(
+        allowed_css_properties=["color", "background-color", "font-weight", "text-align", "width", "max-width"]
+    )
+    safe = bleach.clean(
+        str(soup), tags=TAGS, attributes=_harmless, css_sanitizer=css, strip=True, protocols={"http", "https"}
+    )
+    return re.sub(r'src="#picture-(\d+)"', lambda match: f'src="{sources[int(match.group(1))]}"', safe)
+
+
+def _fold(soup: BeautifulSoup) -> None:
+    """Put the parameters, and tables that are longer than a screen, behind a line that opens them."""
+    folded = [(cell, "Parameters") for cell in soup.select(".celltag_parameters .input_area")]
+    folded += [
+        (table, f"Table with {len(rows)} rows")
+        for table in soup.select(".output_html table")
+        if len(rows := table("tr")) > LONG_TABLE
+    ]
+    for element, words in folded:
+        summary = soup.new_tag("summary")
+        summary.string = words
+        details = element.wrap(soup.new_tag("details"))
+        details.insert(0, summary)
+
+
+def _harmless(tag: str, name: str, value: str) -> bool:
+    if tag == "img" and name == "src":
+        return re.fullmatch(r"#picture-\d+", value) is not None
+    return name in {
+        "class",
+        "id",
+        "title",
+        "alt",
+        "style",
+        "colspan",
+        "rowspan",
+        "scope",
+        "value",
+        "max",
+        "width",
+        "height",
+        "open",
+    } or (tag == "a" and name == "href")
+
+
+def _still(notebook: nbformat.NotebookNode, side: int) -> nbformat.NotebookNode:
+    """A copy without what needs a kernel or the network; pictures at most ``side`` pixels large."""
+    still = copy.deepcopy(notebook)
+    widgets = still.metadata.get("widgets", {}).get(WIDGET_STATE, {}).get("state", {})
+    still.metadata.pop("widgets", None)
+    for cell in still.cells:
+        for output in cell.get("outputs", []):
+            data = output.get("data", {})
+            if WIDGET in data:
+                text = _widget_text(widgets, data[WIDGET].get("model_id"))
+                output["data"] = data = {
+                    "text/plain": text
+                    or "(a live control: it needs a running kernel; the report's index.html can be browsed without one)"
+                }
+            data.pop("application/javascript", None)
+            for holder, key in [(output, "text"), *((data, kind) for kind in list(data) if kind.startswith("text/"))]:
+                if len(holder.get(key, "")) > LONG_TEXT:
+                    holder[key] = (
+                        f"{holder[key][:LONG_TEXT]}\n(cut here: {len(holder[key])} characters)"
+                        if key != "text/html"
+                        else "(a table too long for this page)"
+                    )
+            for kind in ("image/png", "image/jpeg"):
+                if kind in data:
+                    _shrink(output, kind, side)
+    return still
+
+
+def _shrink(output, kind: str, side: int) -> None:
+    try:
+        uri = picture(base64.b64decode(output["data"].pop(kind)), side)
+    except ValueError:
+        output["data"] = {"text/plain": "(a picture that does not decode)"}
+        return
+    new_kind, content = uri.removeprefix("data:").split(";base64,")
+    output["data"][new_kind] = content
+    if new_kind != kind:
+        output.metadata.pop(kind, None)
+
+
+def _widget_text(state: dict, model_id: str | None, depth: int = 0) -> str:
+    """What a progress bar or a label last showed; empty for a control."""
+    model = state.get(model_id, {})
+    value = model.get("state", {})
+    if model.get("model_name") in ("HTMLModel", "LabelModel", "HTMLMathModel"):
+        return BeautifulSoup(str(value.get("value", "")), "html.parser").get_text().strip()
+    if model.get("model_name") in ("HBoxModel", "VBoxModel", "BoxModel") and depth < 4:
+        children = [str(child).removeprefix("IPY_MODEL_") for child in value.get("children", [])]
+        kinds = {state.get(child, {}).get("model_name") for child in children}
+        if kinds <= {"HTMLModel", "LabelModel", "HTMLMathModel", "FloatProgressModel", "IntProgressModel"}:
+            return " ".join(filter(None, (_widget_text(state, child, depth + 1) for child in children)))
+    return ""

@@ -1,0 +1,4 @@
+from helpers.cli import command
+from helpers.run.notebooks import main
+
+command(main)

@@ -1,0 +1,181 @@
+"""One notebook, executed without a browser, by this very Python and with an error that a reader understands."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import nbformat
+import papermill
+from jupyter_client import AsyncKernelManager
+from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
+from nbclient.exceptions import CellTimeoutError, DeadKernelError
+from papermill.exceptions import PapermillExecutionError
+from tqdm import tqdm
+
+from helpers.files import ROOT, without_folders, write_atomic
+
+START_SECONDS = 180  # a busy machine, a cold disk
+KERNEL_ENVIRONMENT = {
+    "NO_ALBUMENTATIONS_UPDATE": "1",  # it would ask the network for its newest version at import
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "TOKENIZERS_PARALLELISM": "false",  # its threads and the data loader's forks do not mix
+    "PYDEVD_DISABLE_FILE_VALIDATION": "1",  # a warning of the debugger in every executed notebook
+    "KINETO_LOG_LEVEL": "99",  # the profiler's C++ chatter goes past Python to the terminal
+    "PYTHONWARNINGS": "ignore::FutureWarning,ignore::DeprecationWarning",
+}
+
+
+def execute(path: Path, copy: Path, parameters: dict, cell_minutes: float | None = None) -> str | None:
+    """Run a notebook under a temporary name beside ``copy``, then rename; one message when it failed.
+
+    Ctrl-C and SIGTERM go to the kernel, so that a training cell can finish its step and write its checkpoint.
+    """
+    running = copy.with_name(f".{copy.stem}.running.ipynb")
+    running.unlink(missing_ok=True)  # of a run that was killed
+    kernels: list[AsyncKernelManager] = []
+    bar = tqdm(
+        total=len(nbformat.read(path, as_version=4).cells),
+        desc=path.stem,
+        leave=False,
+        disable=None,
+        bar_format="{desc}: cell {n_fmt}/{total_fmt} |{bar:20}| {elapsed}{postfix}",
+    )
+    quiet = logging.getLogger("papermill")
+    level = quiet.level
+    quiet.setLevel(logging.CRITICAL)  # what it reports is in our message
+    failure, reason = None, None
+    try:
+        with _signals_to(kernels):
+            papermill.execute_notebook(
+                *(str(file).replace("{", "{{").replace("}", "}}") for file in (path, running)),
+                parameters,
+                kernel_name="python3",
+                language="python",
+                cwd=str(ROOT),
+                progress_bar=False,
+                kernel_manager_class=_kernel_class(kernels),
+                coalesce_streams=True,
+                stderr_file=_LastLine(bar),
+                on_cell_start=lambda cell, cell_index: _move(bar, cell_index),
+                execution_timeout=round(cell_minutes * 60) or 1 if cell_minutes else None,
+                start_timeout=START_SECONDS,
+                shutdown_kernel="immediate" if cell_minutes else "graceful",
+            )
+    except PapermillExecutionError as error:
+        failure = f"{path.stem} failed in cell [{error.exec_count}]: {_sentence(error.ename, error.evalue)}"
+    except CellTimeoutError:
+        reason = f"it ran for more than {cell_minutes:g} minutes, the limit that --cell-minutes gives a cell"
+    except DeadKernelError:
+        reason = "the kernel died (out of memory, or killed), so nothing after this cell has run"
+    except RuntimeError as error:  # of jupyter_client, before the first cell
+        reason = f"the kernel did not start ({str(error).splitlines()[0]})"
+    finally:
+        bar.close()
+        quiet.setLevel(level)
+    cell = _finish_copy(running, copy, reason) if running.exists() else None
+    return f"{path.stem} failed{f' in cell [{cell}]' if cell else ''}: {reason}." if reason else failure
+
+
+def _kernel_class(started: list) -> type[AsyncKernelManager]:
+    """A kernel manager that starts this very Python, whatever kernels are registered on the machine."""
+
+    class ThisPython(KernelSpecManager):
+        def get_kernel_spec(self, kernel_name: str) -> KernelSpec:
+            return KernelSpec(
+                argv=[sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}", "--log-level=CRITICAL"],
+                language="python",
+                display_name="Python 3",
+                env={k: v for k, v in KERNEL_ENVIRONMENT.items() if k not in os.environ},
+            )
+
+    class Kernel(AsyncKernelManager):
+        def __init__(self, **options) -> None:
+            super().__init__(kernel_spec_manager=ThisPython(), **options)
+            started.append(self)
+
+    return Kernel
+
+
+@contextlib.contextmanager
+def _signals_to(kernels: list) -> Iterator[None]:
+    """While in here, Ctrl-C and SIGTERM interrupt the kernel; a second request ends the runner itself."""
+
+    def forward(number: int, _frame) -> None:
+        signal.signal(number, old[number])
+        kernel = getattr(kernels[-1].provisioner, "pid", None) if kernels else None
+        if not kernel:
+            raise KeyboardInterrupt
+        os.kill(kernel, signal.SIGINT)
+
+    old = {}
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            old[number] = signal.signal(number, forward)
+    except ValueError:  # not the main thread, where signals do not arrive
+        pass
+    try:
+        yield
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+class _LastLine:
+    """A file for papermill: shows the last line written to it (a kernel's progress bar) behind the bar of the cells."""
+
+    def __init__(self, bar: tqdm) -> None:
+        self.bar = bar
+
+    def write(self, text: str) -> None:
+        lines = [line.strip() for line in re.split(r"[\r\n]", text) if line.strip()]
+        if lines and not self.bar.disable:
+            self.bar.set_postfix_str(re.sub(r"\|[^|\w]*\|", "", lines[-1])[:70])  # one bar of blocks is enough
+
+    def flush(self) -> None:
+        pass
+
+
+def _move(bar: tqdm, cell: int) -> None:
+    bar.n = cell
+    bar.set_postfix_str("")
+
+
+def _finish_copy(running: Path, copy: Path, reason: str | None) -> int | None:
+    """Give the executed notebook its final name, without this machine's folders in it.
+
+    papermill leaves a notebook whose kernel died as if it were complete: with a ``reason``, the error is put in place.
+    Gives the number of the cell that was running last.
+    """
+    notebook = nbformat.read(running, as_version=4)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    started = [cell for cell in code if cell.metadata.get("papermill", {}).get("start_time")]
+    number = len(started)
+    if reason and started:
+        failed = started[-1]
+        failed.execution_count = number
+        failed.outputs.append(
+            nbformat.v4.new_output("error", ename="Stopped", evalue=reason, traceback=[f"Stopped: {reason}."])
+        )
+        failed.metadata["papermill"].update(exception=True, status="failed")
+        notebook.metadata["papermill"]["exception"] = True
+        for cell in code[code.index(failed) + 1 :]:
+            cell.metadata["papermill"]["status"] = "pending"
+    for name in ("input_path", "output_path"):
+        notebook.metadata["papermill"][name] = f"{'notebooks/' if name == 'input_path' else ''}{copy.name}"
+    write_atomic(copy, without_folders(nbformat.writes(notebook)))
+    running.unlink()
+    return number
+
+
+
+
+def _sentence(name: str, message: str) -> str:
+    first = message.strip().splitlines()[0] if message.strip() else "no message"
+    return first if name == "UserError" else f"{name}: {first}"

@@ -1,0 +1,274 @@
+"""The built-in data: photo-sized scenes of emoji and drawings in plain COCO files, made offline from a seed.
+
+A scene is a background, then sprites pasted one over the other; boxes and masks are those of what stays visible. A
+sprite is painted only where every labelled thing below it stays recognisable, so nothing visible of an asked class
+lacks a label.
+Pictures: OpenMoji (https://openmoji.org), CC BY-SA 4.0, and drawings of our own; the scenes carry the same licence.
+"""
+
+import difflib
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import cv2
+import numpy as np
+import orjson
+from tqdm import tqdm
+
+from helpers.files import UserError, write_atomic
+from helpers.scenes.backgrounds import background, photograph
+from helpers.scenes.sprites import KINDS, Sprite, pick_clutter, pick_sprite
+
+VERSION = 1  # of what is drawn: raise it with every change of a pixel, and data sets of older scenes are made anew
+EXTRA_CLASSES = ("airplane", "train", "boat", "bird", "umbrella", "sports ball", "wine glass", "cake", "cell phone",
+                 "clock")
+SCENE_CLASSES = tuple(name for name in KINDS if name not in EXTRA_CLASSES)
+SPLITS = ("train2017", "val2017")
+FIRST_IMAGE_ID = {"train2017": 1, "val2017": 1_000_001}
+
+MIN_VISIBLE = 0.45  # share of a labelled thing that occlusion and the border must leave
+MIN_SIDE = 6        # pixels of the shorter side of its visible box
+UNSEEN_SHARE = 0.39  # of the labelled things of validation: sprites that training never draws
+SIDES = (26, 120)   # longest side of a sprite in a 256-pixel scene, two octaves, before the class's own scale
+
+
+@dataclass(frozen=True, eq=False)
+class Thing:
+    """A labelled object: `mask` bool [H, W] is its visible part."""
+    name: str
+    base: str
+    unseen: bool
+    mask: np.ndarray
+
+    @property
+    def bbox(self) -> list[int]:
+        """x, y, width, height in pixels of the visible part."""
+        return list(cv2.boundingRect(self.mask.astype(np.uint8)))
+
+
+@dataclass(frozen=True, eq=False)
+class Scene:
+    """`image` uint8 RGB [H, W, 3] and its labelled things, lowest first."""
+    image: np.ndarray
+    things: list[Thing]
+
+
+def write_scenes(root: Path, classes: Sequence[str], n_train: int, n_val: int, seed: int, size: int = 256,
+                 pretraining: bool = False) -> None:
+    """Write `n_train` + `n_val` scenes under `root` in COCO's layout; the same arguments give the same bytes.
+
+    `pretraining`: scenes for the shipped checkpoint, both splits drawn from the sprites of the pool `first` alone.
+
+    `size` is the longest side in pixels. Each scene depends on (seed, split, its number) alone, so a longer list starts
+    with the shorter one. Validation annotations carry `unseen_sprite`. UserError: a class that there are no sprites of,
+    listed twice, or none at all.
+    """
+    _check_classes(classes)
+    for split, count in zip(SPLITS, (n_train, n_val)):
+        folder = Path(root) / "images" / split
+        folder.mkdir(parents=True, exist_ok=True)
+        write = partial(_write_scene, folder, classes, split, seed, size=size, pretraining=pretraining)
+        with ThreadPoolExecutor(os.cpu_count()) as pool:  # numpy and OpenCV let other threads run
+            written = list(tqdm(pool.map(write, range(count)), total=count, desc=f"scenes, {split}", unit="scene", leave=False))
+        content = {**_header(classes, seed), "images": [image for image, _ in written],
+                   "annotations": [record for _, records in written for record in records]}
+        # last and in one step: where the annotations are, the images are complete
+        write_atomic(Path(root) / "annotations" / f"instances_{split}.json", orjson.dumps(content))
+
+
+def _write_scene(folder: Path, classes: Sequence[str], split: str, seed: int, index: int, size: int,
+                 pretraining: bool) -> tuple[dict, list[dict]]:
+    """Make a scene and write its JPEG; its image record and annotations."""
+    scene = make_scene(classes, split, seed, index, size, pretraining)
+    image_id = FIRST_IMAGE_ID[split] + index
+    jpeg = cv2.imencode(".jpg", scene.image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])[1]
+    (folder / f"{image_id:012d}.jpg").write_bytes(jpeg.tobytes())
+    height, width = scene.image.shape[:2]
+    image = {"id": image_id, "file_name": f"{image_id:012d}.jpg", "height": height, "width": width, "license": 1}
+    return image, _records(scene, image_id, split)
+
+
+def make_scene(classes: Sequence[str], split: str, seed: int, index: int, size: int = 256,
+               pretraining: bool = False) -> Scene:
+    """Scene number `index` of a split, by itself: 2 to 9 labelled things, up to 3 unlabelled ones."""
+    rng = np.random.default_rng((seed, SPLITS.index(split), index))
+    short = int(round(size * rng.uniform(0.7, 1.0)))
+    height, width = (size, short) if rng.random() < 0.4 else (short, size)
+    canvas = _Canvas(background(rng, height, width))
+    wanted = [True] * rng.integers(2, 10) + [False] * rng.integers(0, 4)
+    # mostly large ones first, as near things hide far ones less often than they hide all of them
+    plan = sorted(((label, _log_uniform(rng, *SIDES)) for label in wanted), key=lambda p: -p[1] * rng.uniform(0.5, 1.5))
+    pools = ("first", "first") if pretraining else ("train", "unseen" if split == "val2017" else "train")
+    for label, side in plan:
+        _add(canvas, rng, classes, pools, label, side * size / 256)
+    while sum(thing is not None for thing in canvas.things) < 2:
+        _add(canvas, rng, classes, pools, True, SIDES[0] * 1.5 * size / 256)
+    things = [Thing(*thing, canvas.owner == i) for i, thing in enumerate(canvas.things) if thing]
+    return Scene(photograph(rng, canvas.image), things)
+
+
+class _Canvas:
+    """What was painted: `image` uint8 [H, W, 3], `owner` int16 [H, W] = which thing is seen there (-1: background)."""
+
+    def __init__(self, image: np.ndarray):
+        self.image, self.owner = image, np.full(image.shape[:2], -1, np.int16)
+        self.things: list[tuple | None] = []  # (name, base, unseen); None: without a label
+        self.areas: list[int] = []            # pixels of each whole sprite, hidden and outside ones too
+
+    def paste(self, patch: np.ndarray, left: int, top: int, label: tuple | None) -> bool:
+        """Paint a premultiplied RGBA patch unless it or a labelled thing below would be left with too little."""
+        height, width = self.owner.shape
+        box = np.s_[max(top, 0):min(top + patch.shape[0], height), max(left, 0):min(left + patch.shape[1], width)]
+        patch_box = patch[max(-top, 0):, max(-left, 0):][:box[0].stop - box[0].start, :box[1].stop - box[1].start]
+        area, solid = int((patch[..., 3] > 127).sum()), patch_box[..., 3] > 127
+        before = self.owner[box].copy()
+        self.owner[box][solid] = len(self.things)
+        self.things.append(label)
+        self.areas.append(area)
+        touched = {len(self.things) - 1, *np.unique(before[solid]).tolist()} - {-1}
+        if not all(self._recognisable(i) for i in touched if self.things[i]):
+            self.owner[box] = before
+            self.things.pop()
+            self.areas.pop()
+            return False
+        keep = 255 - patch_box[..., 3:].astype(np.uint16)
+        self.image[box] = patch_box[..., :3] + (self.image[box] * keep + 127) // 255
+        return True
+
+    def _recognisable(self, i: int) -> bool:
+        mask = (self.owner == i).view(np.uint8)
+        return cv2.countNonZero(mask) >= MIN_VISIBLE * self.areas[i] and min(cv2.boundingRect(mask)[2:]) >= MIN_SIDE
+
+
+def _add(canvas: _Canvas, rng: np.random.Generator, classes: Sequence[str], pools: tuple[str, str], label: bool,
+         side: float) -> None:
+    """Pick a sprite and try some places for it; a crowded scene may refuse them all.
+
+    `pools`: where most sprites come from, and where a share of `UNSEEN_SHARE` does.
+    """
+    pool = pools[int(rng.random() < UNSEEN_SHARE)]
+    if label:
+        weights = 1 / np.sqrt(np.arange(1, len(classes) + 1))  # mildly long-tailed in the order of the list
+        name = classes[rng.choice(len(classes), p=weights / weights.sum())]
+        sprite = pick_sprite(rng, name, pool)
+    else:
+        others = [name for name in KINDS if name not in classes]
+        from_coco = others and rng.random() < 0.5
+        sprite = pick_sprite(rng, others[rng.integers(len(others))], pool) if from_coco else pick_clutter(rng)
+    patch = _warp(rng, sprite, side)
+    height, width = canvas.owner.shape
+    for _ in range(8):
+        # most things stand inside the picture, a quarter may be cut by its border
+        inset = side / 2 if rng.random() < 0.75 else 0
+        x, y = (rng.uniform(min(inset, n / 2), max(n - inset, n / 2)) for n in (width, height))
+        if canvas.things and rng.random() < 0.18:  # near another thing, so that occlusion is common
+            ys, xs = np.nonzero(canvas.owner == rng.integers(len(canvas.things)))
+            if len(xs):
+                x, y = (v.mean() + rng.normal(0, 0.7) * side for v in (xs, ys))
+        left, top = int(x - patch.shape[1] / 2), int(y - patch.shape[0] / 2)
+        if -patch.shape[1] < left < width and -patch.shape[0] < top < height:
+            if canvas.paste(patch, left, top, (sprite.name, sprite.base, pool == "unseen") if label else None):
+                return
+
+
+def _warp(rng: np.random.Generator, sprite: Sprite, side: float) -> np.ndarray:
+    """The sprite at about `side` pixels, turned, flipped and recoloured: premultiplied RGBA uint8, cropped."""
+    kind = KINDS.get(sprite.name)
+    height, width = sprite.rgba.shape[:2]
+    scale = side * (kind.scale if kind else 1) / max(height, width)
+    stretch = rng.uniform(0.85, 1.18)
+    new = (max(3, round(width * scale * stretch)), max(3, round(height * scale / stretch)))
+    rgba = sprite.rgba[:, ::-1] if rng.random() < 0.5 else sprite.rgba
+    rgba = np.dstack([cv2.multiply(rgba[..., :3], np.dstack([rgba[..., 3]] * 3), scale=1 / 255), rgba[..., 3]])
+    rgba = cv2.resize(rgba, new, interpolation=cv2.INTER_AREA)
+    angle = np.clip(rng.normal(0, 12), -40, 40)
+    turn = cv2.getRotationMatrix2D((new[0] / 2, new[1] / 2), angle, 1)
+    reach = int(np.hypot(*new)) + 3
+    turn[:, 2] += (reach - new[0]) / 2, (reach - new[1]) / 2
+    rgba = _recolour(rng, cv2.warpAffine(rgba, turn, (reach, reach)), kind.hue if kind else 1)
+    x, y, w, h = cv2.boundingRect((rgba[..., 3] > 127).view(np.uint8))
+    return rgba[y:y + h, x:x + w]
+
+
+def _recolour(rng: np.random.Generator, rgba: np.ndarray, hue: float) -> np.ndarray:
+    """Turn the hue by up to `hue` half circles, change saturation and brightness; linear, so premultiplied is fine."""
+    angle, saturation, brightness = np.pi * hue * rng.uniform(-1, 1), rng.uniform(0.5, 1.2), rng.uniform(0.65, 1.15)
+    grey = np.tile([0.299, 0.587, 0.114], (3, 1))
+    quarter = np.array([[0.168, 0.330, -0.497], [-0.328, 0.035, 0.292], [1.25, -1.05, -0.203]])
+    matrix = np.eye(4, dtype=np.float32)
+    matrix[:3, :3] = brightness * (grey + saturation * (np.cos(angle) * (np.eye(3) - grey) + np.sin(angle) * quarter))
+    out = cv2.transform(rgba, matrix)
+    out[..., :3] = np.minimum(out[..., :3], out[..., 3:])
+    return out
+
+
+
+
+
+
+
+
+
+
+def _records(scene: Scene, image_id: int, split: str) -> list[dict]:
+    """COCO annotations of a scene; ids follow from the image's, so they are unique over both splits."""
+    records = []
+    for number, thing in enumerate(scene.things):
+        record = {"id": image_id * 16 + number, "image_id": image_id, "category_id": KINDS[thing.name].category_id,
+                  "bbox": thing.bbox, "area": int(thing.mask.sum()), "iscrowd": 0, "segmentation": polygons(thing.mask)}
+        records.append({**record, "unseen_sprite": thing.unseen} if split == "val2017" else record)
+    return records
+
+
+def polygons(mask: np.ndarray) -> list[list[float]]:
+    """COCO polygons [[x, y, x, y, ...], ...] of a bool mask [H, W], in pixels; holes hang on their outline by a seam.
+
+    Outlines run through pixel centres, half a pixel inside; traced at twice the size they run a quarter pixel inside.
+    """
+    left, top, width, height = cv2.boundingRect(mask.view(np.uint8))
+    crop = mask[top:top + height, left:left + width].view(np.uint8).repeat(2, 0).repeat(2, 1)
+    lines, links = cv2.findContours(crop, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+    lines = [cv2.approxPolyDP(line, 0.75, True)[:, 0] for line in lines]
+    found = []
+    for i, line in enumerate(lines):
+        if links[0][i][3] >= 0 or len(line) < 3:
+            continue
+        for j, hole in enumerate(lines):
+            if links[0][j][3] == i and cv2.contourArea(hole) > 24:
+                gap = ((line[:, None] - hole[None]) ** 2).sum(-1)
+                a, b = np.unravel_index(gap.argmin(), gap.shape)
+                line = np.concatenate([line[:a + 1], hole[b:], hole[:b + 1], line[a:]])
+        found.append((line / 2 + 0.25 + [left, top]).ravel().tolist())
+    return found or [[left, top, left + width, top, left + width, top + height, left, top + height]]
+
+
+
+
+def _header(classes: Sequence[str], seed: int) -> dict:
+    return {
+        "info": {"description": f"Built-in scenes, seed {seed}. Emoji: OpenMoji (https://openmoji.org), CC BY-SA 4.0.",
+                 "url": "https://openmoji.org", "version": "1", "seed": seed},
+        "licenses": [{"id": 1, "name": "CC BY-SA 4.0", "url": "https://creativecommons.org/licenses/by-sa/4.0/"}],
+        "categories": [{"id": KINDS[name].category_id, "name": name, "supercategory": KINDS[name].supercategory}
+                       for name in classes],
+    }
+
+
+def _check_classes(classes: Sequence[str]) -> None:
+    if not classes or len(set(classes)) < len(classes):
+        raise UserError(f"classes = {list(classes)}: built-in scenes need at least one class and each of them once.")
+    for name in classes:
+        if name not in KINDS:
+            near = difflib.get_close_matches(str(name).lower(), KINDS, n=1, cutoff=0)
+            raise UserError(f"There are no built-in scenes of class {name!r}; the nearest is {near[0]!r}, "
+                            f"all of them are {', '.join(KINDS)}.")
+
+
+def _log_uniform(rng: np.random.Generator, low: float, high: float) -> float:
+    return float(np.exp(rng.uniform(np.log(low), np.log(high))))
+
+

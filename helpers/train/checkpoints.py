@@ -1,0 +1,201 @@
+"""Checkpoint folders: a standard Hugging Face model, and the trainer's state beside it, in safetensors and JSON only.
+
+A folder is written under a temporary name and renamed when it is whole. ``checksums.json`` tells a damaged one.
+A folder that replaces another one takes two renames; :func:`recover` mends what a kill between them left.
+"""
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import re
+import secrets
+import shutil
+from pathlib import Path
+
+import numpy as np
+import orjson
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from helpers.files import UserError, write_json
+
+KEEP = 2  # resumable checkpoint_epoch_N folders that stay
+
+
+def write_folder(folder: Path, fill) -> Path:
+    """Make ``folder`` (replacing it) with what ``fill(temporary_folder)`` writes, whole or not at all."""
+    temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.tmp")
+    temporary.mkdir(parents=True)
+    try:
+        fill(temporary)
+        files = sorted(path for path in temporary.rglob("*") if path.is_file())
+        write_json(temporary / "checksums.json", {path.name: _sha256(path) for path in files})
+        for path in files:
+            _sync(path)  # else a machine that loses its power has the new name and no content
+        if folder.exists():
+            old = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.old")
+            os.rename(folder, old)
+            os.rename(temporary, folder)
+            shutil.rmtree(old)
+        else:
+            os.rename(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return folder
+
+
+def recover(run_dir: Path) -> None:
+    """Put back a folder that a kill between the two renames of :func:`write_folder` left without its name, and clear away leftovers.
+
+    The new folder is taken when it is whole, else the old one. To be called by the only process that writes there.
+    """
+    for pattern in (".*.tmp", ".*.old"):
+        for path in sorted(run_dir.glob(pattern), key=lambda path: path.stat().st_mtime_ns, reverse=True):
+            folder = run_dir / path.name[1:].rsplit(".", 2)[0]
+            replaced = pattern == ".*.old" or any(run_dir.glob(f".{folder.name}.*.old"))
+            if path.is_dir() and replaced and not folder.exists() and damage(path) is None:
+                os.rename(path, folder)
+    for path in [*run_dir.glob(".*.tmp"), *run_dir.glob(".*.old")]:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def copy_folder(source: Path, folder: Path, with_state: bool) -> Path:
+    """``source`` under another name, as hard links where the file system allows it; with or without the trainer's state."""
+
+    def fill(target: Path) -> None:
+        for path in sorted(source.iterdir()):
+            if path.name != "checksums.json" and (with_state or not path.name.startswith("trainer_state")):
+                try:
+                    os.link(path, target / path.name)
+                except OSError:
+                    shutil.copy2(path, target / path.name)
+
+    return write_folder(folder, fill)
+
+
+def damage(folder: Path) -> str | None:
+    """What is wrong with a checkpoint folder, or None when every file has the checksum that was written."""
+    try:
+        expected = orjson.loads((folder / "checksums.json").read_bytes())
+    except (OSError, orjson.JSONDecodeError):
+        return "checksums.json is missing or broken"
+    for name, checksum in expected.items():
+        if not (folder / name).is_file():
+            return f"{name} is missing"
+        if _sha256(folder / name) != checksum:
+            return f"{name} is damaged"
+    return None
+
+
+def _sync(path: Path) -> None:
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def save_state(folder: Path, model, optimizer, scaler, progress: dict) -> None:
+    """The trainer's state: ``progress`` and other plain numbers as JSON, tensors (raw weights, moments, RNG) as safetensors."""
+    tensors = {f"model.{name}": tensor for name, tensor in _weights(model).items()}
+    tensors["rng.torch"] = torch.get_rng_state()
+    if torch.cuda.is_available():
+        tensors["rng.cuda"] = torch.cuda.get_rng_state()
+    numbers = {}
+    state = optimizer.state_dict()
+    for index, values in state["state"].items():
+        for name, value in values.items():
+            if torch.is_tensor(value):
+                tensors[f"optimizer.{index}.{name}"] = value
+            else:
+                numbers[f"{index}.{name}"] = value
+    save_file({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}, folder / "trainer_state.safetensors")
+    python, legacy = random.getstate(), np.random.get_state()
+    write_json(folder / "trainer_state.json", {
+        **progress, "optimizer_numbers": numbers, "rng_python": [python[0], list(python[1]), python[2]],
+        "rng_numpy": [legacy[0], legacy[1].tolist(), *legacy[2:]],
+        "groups": [{k: v for k, v in group.items() if k != "params"} for group in state["param_groups"]],
+        "scaler": scaler.state_dict() if scaler is not None else None})
+
+
+def load_state(folder: Path, model, optimizer, scaler) -> dict:
+    """Put a saved state back; returns ``progress`` as it was given to :func:`save_state`."""
+    saved = orjson.loads((folder / "trainer_state.json").read_bytes())
+    with safe_open(folder / "trainer_state.safetensors", "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}
+    with torch.no_grad():
+        for name, tensor in _weights(model).items():
+            tensor.copy_(tensors[f"model.{name}"])
+    state = optimizer.state_dict()
+    state["state"] = {}
+    for name, value in [*((n.removeprefix("optimizer."), t) for n, t in tensors.items() if n.startswith("optimizer.")),
+                        *saved["optimizer_numbers"].items()]:
+        index, key = name.split(".", 1)
+        state["state"].setdefault(int(index), {})[key] = value
+    for group, values in zip(state["param_groups"], saved["groups"], strict=True):
+        group.update({k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+    optimizer.load_state_dict(state)
+    if scaler is not None and saved["scaler"]:
+        scaler.load_state_dict(saved["scaler"])
+    torch.set_rng_state(tensors["rng.torch"])
+    if "rng.cuda" in tensors and torch.cuda.is_available():
+        torch.cuda.set_rng_state(tensors["rng.cuda"])
+    version, numbers, gauss = saved["rng_python"]
+    random.setstate((version, tuple(numbers), gauss))
+    name, key, *rest = saved["rng_numpy"]
+    np.random.set_state((name, np.array(key, dtype=np.uint32), *rest))
+    return {k: v for k, v in saved.items() if k not in ("optimizer_numbers", "rng_python", "rng_numpy", "groups", "scaler")}
+
+
+def _weights(model) -> dict[str, torch.Tensor]:
+    """Parameters and buffers by name, each shared tensor once."""
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
+def resume_from(run_dir: Path, resume: str) -> tuple[Path | None, list[str]]:
+    """The checkpoint to go on from, and a sentence for each damaged one that was passed over.
+
+    ``auto``: the newest whole one, None when there is none; a number: that epoch's; else a folder.
+    Raises UserError when a named one is missing or damaged.
+    """
+    if resume != "auto":
+        folder = run_dir / f"checkpoint_epoch_{resume}" if re.fullmatch(r"\d+", resume) else Path(resume).expanduser()
+        if not (folder / "trainer_state.json").is_file():
+            there = ", ".join(path.name for path in _resumable(run_dir)) or "none"
+            raise UserError(f"resume={resume}: {folder.name} is not a checkpoint to go on from; there are {there}.")
+        problem = damage(folder)
+        if problem:
+            raise UserError(f"resume={resume}: {folder.name} is damaged ({problem}); use resume=auto.")
+        return folder, []
+    passed = []
+    for folder in _resumable(run_dir):
+        problem = damage(folder)
+        if problem is None:
+            return folder, passed
+        passed.append(f"{folder.name} is damaged ({problem}) and is passed over for the one before.")
+    return None, passed
+
+
+def _resumable(run_dir: Path) -> list[Path]:
+    """Folders with a trainer's state, newest first."""
+    found = []
+    for path in run_dir.glob("checkpoint_*/trainer_state.json"):
+        try:
+            found.append((orjson.loads(path.read_bytes())["step"], path.parent.name, path.parent))
+        except (orjson.JSONDecodeError, KeyError, TypeError):
+            found.append((-1, path.parent.name, path.parent))
+    return [folder for _, _, folder in sorted(found, reverse=True)]
+
+
+def drop_old(run_dir: Path, epoch: int, later: bool = True) -> None:
+    """Remove all but the last ``KEEP`` checkpoint_epoch_N up to ``epoch``; ``later`` ones too: they are of a training that was left."""
+    found = {int(match[1]): path for path in run_dir.glob("checkpoint_epoch_*")
+             if (match := re.fullmatch(r"checkpoint_epoch_(\d+)", path.name))}  # a copy that a student made keeps its name, and stays
+    stay = sorted(number for number in found if number <= epoch)[-KEEP:]
+    for number, path in found.items():
+        if number not in stay and (later or number < epoch):
+            shutil.rmtree(path, ignore_errors=True)

@@ -1,0 +1,130 @@
+"""What goes wrong during training, said in one sentence each; stop requests; the batch that a loss failed on."""
+from __future__ import annotations
+
+import contextlib
+import errno
+import re
+import signal
+import traceback
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import orjson
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from helpers.config import Config
+from helpers.files import UserError, write_json
+from helpers.train import checkpoints
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no room, a quota, a limit on file sizes
+
+
+
+
+@contextlib.contextmanager
+def explained(cfg: Config) -> Iterator[None]:
+    """Turn the faults of a training that a user can mend into a UserError: memory, disk, a data-loader worker that died."""
+    try:
+        yield
+    except (RuntimeError, MemoryError, OSError, EOFError, SafetensorError) as error:
+        sentence = _sentence(cfg, error)
+        if sentence is None:
+            raise
+        _let_go(error)
+        raise UserError(f"{sentence} Go on with resume=auto; the checkpoints that are there are whole.") from None
+
+
+def _sentence(cfg: Config, error: Exception) -> str | None:
+    """What happened, and what to change; None for anything that is not known."""
+    text = str(error)
+    if isinstance(error, (ConnectionError, EOFError)) or re.search(r"DataLoader worker.*(killed|exited unexpectedly)", text):
+        return f"A data-loader worker died ({(text.splitlines() or ['it'])[0].rstrip('. ')}): lower num_workers, or free memory."
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "allocate memory" in text:
+        return (f"The memory is too small for batch_size={cfg.batch_size} at image_size={cfg.image_size}: halve batch_size (and double "
+                "grad_accumulation), lower image_size, or use precision=bf16 or fp16.")
+    if isinstance(error, (OSError, SafetensorError)) and _is_full(error):
+        words = getattr(error, "strerror", None) or text.rsplit(": ", 1)[-1]
+        return f"There is no room to write in {cfg.run_dir.name}/ ({words}): make room."
+    return None
+
+
+def _let_go(error: BaseException) -> None:
+    """Free what the failed step holds: the GPU's memory, and the workers of the data loader.
+
+    As long as the loader lives, PyTorch reports its dead worker again whenever any process ends.
+    """
+    old = signal.getsignal(signal.SIGCHLD)
+    with contextlib.suppress(ValueError):  # not the main thread: PyTorch does not watch there
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
+    with contextlib.suppress(ValueError, TypeError):
+        signal.signal(signal.SIGCHLD, old)
+
+
+def _is_full(error: Exception) -> bool:
+    """Whether a disk is full; safetensors has the system's error number in its text only."""
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    return (int(found[1]) if found else getattr(error, "errno", None)) in FULL
+
+
+class StopRequests:
+    """Turns Ctrl-C and SIGTERM into a request (``asked``) that the loop sees after its step."""
+
+    def __enter__(self) -> StopRequests:
+        self.asked, self.old = False, {}
+        try:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self.old[number] = signal.signal(number, self._ask)
+        except ValueError:  # not the main thread: then nobody can send it a signal either
+            pass
+        return self
+
+    def _ask(self, *_) -> None:
+        self.asked = True
+
+    def __exit__(self, *_) -> None:
+        for number, handler in self.old.items():
+            signal.signal(number, handler)
+
+    def until(self, items: Iterable) -> Iterator:
+        """The items, up to a stop request."""
+        for item in items:
+            if self.asked:
+                return
+            yield item
+
+
+def not_finite(cfg: Config, what: str, step: int, batches: list[dict]) -> UserError:
+    """The error for a loss or a gradient that is no number, with the batches saved for replay: training on would destroy the weights."""
+    for k, batch in enumerate(batches, start=1):
+        folder = save_batch(cfg.run_dir / (f"failed_batch_{k}" if k > 1 else "failed_batch"), batch, step)
+    photos = ", ".join(str(image_id) for batch in batches for image_id in batch["image_ids"])
+    return UserError(f"The {what} is not a finite number at step {step + 1} (photos {photos}); the batch is in {folder.name}/ and the last "
+                     "checkpoint is untouched: lower lr, or use precision=fp32.")
+
+
+def save_batch(folder: Path, batch: dict, step: int) -> Path:
+    """Keep a collated batch for :func:`load_batch`: tensors in safetensors (NaN survives there), the rest in JSON."""
+    tensors = {name: value for name, value in batch.items() if torch.is_tensor(value)}
+    for k, label in enumerate(batch["labels"]):
+        tensors |= {f"labels.{k}.{name}": value for name, value in label.items()}
+
+    def fill(target: Path) -> None:
+        save_file({name: value.contiguous() for name, value in tensors.items()}, target / "batch.safetensors")
+        write_json(target / "batch.json", {"step": step, "image_ids": batch["image_ids"], "unreadable": batch["unreadable"]})
+
+    return checkpoints.write_folder(folder, fill)
+
+
+def load_batch(folder: Path) -> dict:
+    """A batch as the collator made it, to replay a failed step: ``train_step(build(cfg), [load_batch(cfg.run_dir / "failed_batch")])``."""
+    about, tensors = orjson.loads((folder / "batch.json").read_bytes()), load_file(folder / "batch.safetensors")
+    labels: list[dict] = [{} for _ in about["image_ids"]]
+    for name in [name for name in tensors if name.startswith("labels.")]:
+        _, k, part = name.split(".")
+        labels[int(k)][part] = tensors.pop(name)
+    return {**tensors, "labels": labels, "image_ids": about["image_ids"], "unreadable": about["unreadable"]}

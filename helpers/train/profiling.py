@@ -1,0 +1,93 @@
+"""Where a training step's time goes: torch.profiler on a short schedule, reduced to a table that a person can read."""
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+
+import pandas as pd
+import torch
+from torch.profiler import ProfilerActivity, profile, schedule
+
+from helpers.config import Config
+from helpers.devices import named_range
+from helpers.files import save_figure, write_atomic, write_json
+from helpers.train.figures import step_breakdown
+from helpers.train.training import build, train_loader, train_step
+
+ACTIVE = 3  # steps recorded; more make traces of gigabytes
+RANGES = ("data", "forward", "loss and matcher", "backward", "optimizer")
+
+
+@dataclass(frozen=True)
+class Profile:
+    """``breakdown``: range, ms per step, share. ``operators``: the ten that take most. ``photos_per_s`` while recording."""
+
+    breakdown: pd.DataFrame
+    operators: pd.DataFrame
+    photos_per_s: float
+    folder: Path
+
+    def sentence(self) -> str:
+        """What the bottleneck is, and what could be done about it."""
+        top = self.breakdown.loc[self.breakdown["ms"].idxmax()]
+        advice = {
+            "data": "more workers (num_workers) or smaller photos (image_size) would help",
+            "forward": "half precision, a smaller image_size or more frozen stages would help",
+            "loss and matcher": "fewer queries or decoder layers would help",
+            "backward": "half precision or more frozen stages (freeze_stages) would help",
+            "optimizer": "a larger batch, or grad_accumulation, would help",
+        }
+        return (f"The bottleneck is {top['range']}: {top['ms']:.0f} of {self.breakdown['ms'].sum():.0f} ms a step "
+                f"({top['share']:.0%}); {advice.get(top['range'], 'look at the trace')}.")
+
+
+def profile_steps(cfg: Config) -> Profile:
+    """Run a few training steps of a throw-away model under the profiler; write traces, tables and figure.
+
+    Nothing of the run itself is touched. Files go to ``output_dir/profiler/<run_name>/``: trace.json.gz (for
+    https://ui.perfetto.dev or chrome://tracing), breakdown.csv and .png, operators.csv, summary.json.
+    """
+    run = build(cfg)
+    folder = cfg.output_dir / "profiler" / cfg.run_name
+    folder.mkdir(parents=True, exist_ok=True)
+    batches = (batch for epoch in count() for batch in train_loader(run, epoch) if batch["pixel_values"] is not None)
+    activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])
+    photos, seconds = 0, 0.0
+    with profile(activities=activities, schedule=schedule(wait=1, warmup=1, active=ACTIVE)) as profiler:
+        for step in range(2 + ACTIVE):
+            began = time.perf_counter()
+            with named_range("data"):
+                group = [next(batches) for _ in range(cfg.grad_accumulation)]
+            train_step(run, group)
+            if step >= 2:
+                seconds += time.perf_counter() - began
+                photos += sum(len(batch["image_ids"]) for batch in group)
+            profiler.step()
+    profiler.export_chrome_trace(str(folder / "trace.json.gz"))
+    averages = profiler.key_averages()
+    result = Profile(_breakdown(averages, seconds / ACTIVE * 1e3), _operators(averages), photos / seconds, folder)
+    write_atomic(folder / "breakdown.csv", result.breakdown.to_csv(index=False))
+    write_atomic(folder / "operators.csv", result.operators.to_csv(index=False))
+    save_figure(step_breakdown(result.breakdown), folder / "breakdown.png")
+    write_json(folder / "summary.json", {"photos_per_s": result.photos_per_s, "sentence": result.sentence()})
+    return result
+
+
+def _breakdown(averages, step_ms: float) -> pd.DataFrame:
+    """Milliseconds per step of each named range; the loss is computed inside of the model's forward pass, and taken out of it."""
+    ms = dict.fromkeys(RANGES, 0.0)
+    for event in averages:
+        if event.key in ms:
+            ms[event.key] += event.cpu_time_total / 1e3 / ACTIVE
+    ms["forward"] -= ms["loss and matcher"]
+    ms["other"] = max(0.0, step_ms - sum(ms.values()))
+    table = pd.DataFrame({"range": ms.keys(), "ms": ms.values()})
+    return table.assign(share=table["ms"] / table["ms"].sum())
+
+
+def _operators(averages) -> pd.DataFrame:
+    rows = [{"operator": e.key, "self_ms": (e.self_device_time_total or e.self_cpu_time_total) / 1e3 / ACTIVE, "calls": e.count // ACTIVE}
+            for e in averages if e.key not in RANGES and not e.key.startswith("ProfilerStep")]
+    return pd.DataFrame(rows).sort_values("self_ms", ascending=False).head(10).reset_index(drop=True)

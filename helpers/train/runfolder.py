@@ -1,0 +1,66 @@
+"""The folder of a run: trained into by one process at a time, gone on with, or made anew, and never over another run."""
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from pathlib import Path
+
+import orjson
+import psutil
+
+from helpers.config import Config
+from helpers.files import UserError, locked
+from helpers.train import checkpoints
+
+
+def only_process(cfg: Config):
+    """A lock on the run's name; where several processes train one run together, the first of them has it."""
+    if int(os.environ.get("RANK", 0)):
+        return contextlib.nullcontext()
+    return locked(cfg.output_dir / f".{cfg.run_name}.lock", f"Another process is training the run {cfg.run_name}: wait until it is done, "
+                  "or choose another run_name.")
+
+
+def start_from(cfg: Config) -> tuple[Path | None, list[str]]:
+    """The checkpoint to go on from, if any, and what there is to say; refuses to write over another run."""
+    checkpoints.recover(cfg.run_dir)
+    passed, there = [], any(cfg.run_dir.glob("checkpoint_*"))
+    if cfg.resume or _same_cell_again(cfg):
+        folder, passed = checkpoints.resume_from(cfg.run_dir, cfg.resume or "auto")
+        if folder:
+            return folder, passed
+        if there and not cfg.overwrite:
+            raise UserError(f"The run {cfg.run_name} has no whole checkpoint to go on from: overwrite=True starts it anew. {' '.join(passed)}")
+    elif there and not cfg.overwrite:
+        raise UserError(f"The run {cfg.run_name} exists already: give another run_name, resume=auto to go on, or overwrite=True.")
+    ours = any(any(cfg.run_dir.glob(pattern)) for pattern in ("config.json", "checkpoint_*", "*detections_*.json"))
+    if not ours and cfg.run_dir.is_dir() and any(cfg.run_dir.iterdir()):
+        raise UserError(f"{cfg.run_dir.name}/ in {cfg.output_dir.name}/ holds something that is no run: choose another run_name.")
+    return None, passed
+
+
+def empty(cfg: Config) -> None:
+    """Make the run's folder anew, without anything of an earlier run, in the blink of a rename."""
+    old = cfg.output_dir / f".{cfg.run_name}.old"
+    shutil.rmtree(old, ignore_errors=True)  # of a process that was killed here
+    if cfg.run_dir.exists():
+        os.rename(cfg.run_dir, old)
+    cfg.run_dir.mkdir(parents=True)
+    for folder in (old, cfg.output_dir / "runs" / cfg.run_name):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _same_cell_again(cfg: Config) -> bool:
+    """Whether this very process began this very run: its cell is run a second time, and goes on."""
+    try:
+        started = orjson.loads((cfg.run_dir / "environment.json").read_bytes())["process"]
+        asked = orjson.loads((cfg.run_dir / "config.json").read_bytes())
+    except (OSError, ValueError, KeyError):
+        return False
+    return started == process() and asked == cfg.as_json()
+
+
+def process() -> str:
+    """This process, as no other one is called even when its number is given out again."""
+    return f"{os.getpid()} {psutil.Process().create_time():.2f}"

@@ -1,9 +1,10 @@
 """Opening annotations as large as COCO's train2017, against pycocotools: ``python benchmarks/annotation_index.py``.
 
-The file is made up, seeded: 118,287 photos (empty files, their presence is checked) and 860,001 boxes with polygons of COCO's
-length. Each opening has a process of its own, which imports no more than it needs and tells its resident memory; the sides
-take turns. Then eight forked workers read the annotations of every photo, as those of a data loader would.
+The file is made up, seeded: 118,287 photos (empty files, their presence is checked) and 860,001 boxes with polygons of
+COCO's length. Each opening has a process of its own, which imports no more than it needs and tells its resident memory;
+the sides take turns. Then eight forked workers read the annotations of every photo, as those of a data loader would.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -20,7 +21,9 @@ from machine import header
 
 
 def write_file(root: Path, images: int, boxes: int, seed: int) -> None:
-    """``instances.json`` and ``images/`` in ``root``; polygons of 46 numbers on average, 1.2 % crowds with run lengths."""
+    """``instances.json`` and ``images/`` in ``root``; polygons of 46 numbers on average, 1.2 % crowds with run
+    lengths.
+    """
     import numpy as np
     import orjson
 
@@ -39,16 +42,37 @@ def write_file(root: Path, images: int, boxes: int, seed: int) -> None:
     pool = random.uniform(10, 640, 100_000).round(2).tolist()
     start = random.integers(0, 99_000, boxes).tolist()
     with (root / "instances.json").open("wb") as file:
-        photo = {"license": 3, "date_captured": "2013-11-14 11:18:45", "height": 480, "width": 640,
-                 "flickr_url": "http://farm9.staticflickr.com/8186/8119368305_4e622c8349_z.jpg"}
-        records = (orjson.dumps({**photo, "id": i, "file_name": name, "coco_url": f"http://images.cocodataset.org/train2017/{name}"})
-                   for i, name in enumerate(names, 1))
+        photo = {
+            "license": 3,
+            "date_captured": "2013-11-14 11:18:45",
+            "height": 480,
+            "width": 640,
+            "flickr_url": "http://farm9.staticflickr.com/8186/8119368305_4e622c8349_z.jpg",
+        }
+        records = (
+            orjson.dumps(
+                {**photo, "id": i, "file_name": name, "coco_url": f"http://images.cocodataset.org/train2017/{name}"}
+            )
+            for i, name in enumerate(names, 1)
+        )
         file.write(b'{"info": {}, "licenses": [], "images": [' + b",".join(records) + b'], "annotations": [')
         for k in range(boxes):
-            points = pool[start[k]: start[k] + length[k]]
+            points = pool[start[k] : start[k] + length[k]]
             shape = {"counts": [int(value) for value in points], "size": [480, 640]} if crowd[k] else [points]
-            file.write(b"," * (k > 0) + orjson.dumps({"segmentation": shape, "area": area[k], "iscrowd": int(crowd[k]), "image_id": owner[k],
-                                                      "bbox": bbox[k], "category_id": category[k], "id": k + 1}))
+            file.write(
+                b"," * (k > 0)
+                + orjson.dumps(
+                    {
+                        "segmentation": shape,
+                        "area": area[k],
+                        "iscrowd": int(crowd[k]),
+                        "image_id": owner[k],
+                        "bbox": bbox[k],
+                        "category_id": category[k],
+                        "id": k + 1,
+                    }
+                )
+            )
         categories = [{"supercategory": "thing", "id": k, "name": f"class {k}"} for k in range(1, 81)]
         file.write(b'], "categories": ' + orjson.dumps(categories) + b"}")
 
@@ -80,8 +104,11 @@ def pycocotools(root: Path):
     from pycocotools.coco import COCO
 
     def read(coco) -> float:
-        return sum(sum(record["bbox"]) + record["category_id"] for key in coco.getImgIds()
-                   for record in coco.loadAnns(coco.getAnnIds(imgIds=[key], iscrowd=False)))
+        return sum(
+            sum(record["bbox"]) + record["category_id"]
+            for key in coco.getImgIds()
+            for record in coco.loadAnns(coco.getAnnIds(imgIds=[key], iscrowd=False))
+        )
 
     def load():
         coco = COCO(str(root / "instances.json"))
@@ -91,13 +118,22 @@ def pycocotools(root: Path):
 
 
 def alone(side: str, root: Path, workers: int) -> dict:
-    """One side in this process: seconds to open, MB before, after and at most, and of workers that read everything (PSS)."""
+    """One side in this process: seconds to open, MB before, after and at most, and of workers that read everything
+    (PSS).
+    """
     load, read = {"ours": ours, "pycocotools": pycocotools}[side](root)
     before = resident()
     begin, processor = time.perf_counter(), time.process_time()
     opened, images, boxes = load()
-    found = {"seconds": time.perf_counter() - begin, "processor": time.process_time() - processor, "images": images, "boxes": boxes, "before": before, "after": resident(),
-             "peak": resident(field="VmHWM")}
+    found = {
+        "seconds": time.perf_counter() - begin,
+        "processor": time.process_time() - processor,
+        "images": images,
+        "boxes": boxes,
+        "before": before,
+        "after": resident(),
+        "peak": resident(field="VmHWM"),
+    }
     if workers:
         read_end, write_end = os.pipe()
         go_end, hold_end = os.pipe()
@@ -125,7 +161,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     for name, value in (("images", 118_287), ("boxes", 860_001), ("rounds", 3), ("workers", 8), ("seed", 0)):
         parser.add_argument(f"--{name}", type=int, default=value)
-    parser.add_argument("--alone", nargs=2, metavar=("SIDE", "DIR"), help="one side once in this process; prints what it took")
+    parser.add_argument(
+        "--alone", nargs=2, metavar=("SIDE", "DIR"), help="one side once in this process; prints what it took"
+    )
     arguments = parser.parse_args()
     if arguments.alone:
         print(json.dumps(alone(arguments.alone[0], Path(arguments.alone[1]), arguments.workers)))
@@ -138,20 +176,35 @@ def main() -> None:
     print(header("numpy", "msgspec", "orjson", "pycocotools"))
     with tempfile.TemporaryDirectory() as folder:
         write_file(Path(folder), arguments.images, arguments.boxes, arguments.seed)
-        print(f"{arguments.images:,} photos, {arguments.boxes:,} boxes, {(Path(folder) / 'instances.json').stat().st_size / 1e6:.0f} MB, "
-              f"{arguments.rounds} rounds")
-        rounds = [{side: measured(side, folder, 0) for side in ("ours", "pycocotools")} for _ in range(arguments.rounds)]
+        print(
+            f"{arguments.images:,} photos, {arguments.boxes:,} boxes, "
+            f"{(Path(folder) / 'instances.json').stat().st_size / 1e6:.0f} MB, "
+            f"{arguments.rounds} rounds"
+        )
+        rounds = [
+            {side: measured(side, folder, 0) for side in ("ours", "pycocotools")} for _ in range(arguments.rounds)
+        ]
         for side in ("ours", "pycocotools"):
             times = sorted(turn[side]["seconds"] for turn in rounds)
             last = measured(side, folder, arguments.workers)
             assert last["images"] == arguments.images and last["boxes"] == arguments.boxes
-            print(f"{side:12} {times[len(times) // 2]:6.2f} s ({times[0]:.2f} to {times[-1]:.2f}); resident {last['before']:.0f} MB before, "
-                  f"{last['after']:.0f} after, {last['peak']:.0f} at most; {arguments.workers} workers {last['workers']:.0f} MB together, "
-                  f"with their parent {last['all']:.0f}")
-        for clock, label in (("seconds", "pycocotools takes"), ("processor", "of processor time, which a busy machine changes less, it takes")):
+            print(
+                f"{side:12} {times[len(times) // 2]:6.2f} s ({times[0]:.2f} to {times[-1]:.2f}); resident "
+                f"{last['before']:.0f} MB before, "
+                f"{last['after']:.0f} after, {last['peak']:.0f} at most; {arguments.workers} workers "
+                f"{last['workers']:.0f} MB together, "
+                f"with their parent {last['all']:.0f}"
+            )
+        for clock, label in (
+            ("seconds", "pycocotools takes"),
+            ("processor", "of processor time, which a busy machine changes less, it takes"),
+        ):
             ratios = sorted(turn["pycocotools"][clock] / turn["ours"][clock] for turn in rounds)
             print(f"{label} {ratios[len(ratios) // 2]:.1f} times as long ({ratios[0]:.1f} to {ratios[-1]:.1f})")
-        print(f"processor time of ours {sorted(turn['ours']['processor'] for turn in rounds)[len(rounds) // 2]:.2f} s; the aim is 3 times, and less than 400 MB")
+        print(
+            f"processor time of ours {sorted(turn['ours']['processor'] for turn in rounds)[len(rounds) // 2]:.2f} "
+            f"s; the aim is 3 times, and less than 400 MB"
+        )
 
 
 if __name__ == "__main__":

@@ -1,8 +1,12 @@
-"""The demo model's training with its data path, ours against the Hugging Face Trainer's: ``python benchmarks/demo_training.py``.
+"""The demo model's training with its data path, ours against the Hugging Face Trainer's: ``python
+benchmarks/demo_training.py``.
 
-The same scenes, the same checkpoint, the same batch size and number of data-loader workers; each side with its own recipe: ours is
-the preset ``demo`` (averaged weights included), theirs benchmarks/peer.py. Photos per second over the steps after the burn-in.
+The same scenes, the same checkpoint, the same batch size and number of data-loader workers; each side with its own
+recipe: ours is the preset ``demo`` (averaged weights included), theirs benchmarks/peer.py. Photos per second over the
+steps after the
+burn-in.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -48,21 +52,33 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=24, help="of each side and round, with the burn-in")
     arguments = parser.parse_args()
     quiet()
-    print(header("torch", "transformers", "timm", "accelerate", "albumentations"), f"{torch.get_num_threads()} threads", flush=True)
+    print(
+        header("torch", "transformers", "timm", "accelerate", "albumentations"),
+        f"{torch.get_num_threads()} threads",
+        flush=True,
+    )
     with tempfile.TemporaryDirectory() as folder:
         cfg = load_config("demo", data_dir=f"{folder}/data", output_dir=f"{folder}/out", max_val_images=2)
         cfg = cfg.with_(max_train_images=cfg.batch_size * arguments.steps)
         prepare(cfg)
         run = build(cfg)
         data = Path(folder, "data")
-        photos = peer.Photos(data / "annotations" / "instances_train2017.json", data / "images" / "train2017",
-                             peer.square_processor(cfg.model, cfg.image_size), list(cfg.classes))
+        photos = peer.Photos(
+            data / "annotations" / "instances_train2017.json",
+            data / "images" / "train2017",
+            peer.square_processor(cfg.model, cfg.image_size),
+            list(cfg.classes),
+        )
         model = peer.detector(cfg.model, list(cfg.classes))
         rates = {"ours": [], "Trainer": []}
         for number in range(arguments.rounds):
             rates["ours"].append(ours(run, number, arguments.steps))
             rates["Trainer"].append(theirs(model, photos, cfg, arguments.steps))
-            print(f"round {number + 1}: " + "; ".join(f"{name} {values[-1]:.1f} photos/s" for name, values in rates.items()), flush=True)
+            print(
+                f"round {number + 1}: "
+                + "; ".join(f"{name} {values[-1]:.1f} photos/s" for name, values in rates.items()),
+                flush=True,
+            )
     mine, peers = (float(np.median(values)) for values in rates.values())
     print(f"ours {mine:.1f}, Trainer {peers:.1f} photos/s: {mine / peers:.2f} times as fast")
 

@@ -1,10 +1,12 @@
-"""How long notebook 04's numbers take, against pycocotools' twelve: ``python benchmarks/evaluation.py [--images 5000]``.
+"""How long notebook 04's numbers take, against pycocotools' twelve: ``python benchmarks/evaluation.py [--images
+5000]``.
 
 Both sides get the same made-up ground truth and detections, in memory. Ours is everything that 04 computes from the
 detections of two checkpoints, the untouched one and the trained one, without inference and without drawing; pycocotools
 computes its twelve numbers for one of them. The sides take turns, and medians are compared. Memory is that of a process
 that does our side alone.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -45,7 +47,9 @@ WIDTH, HEIGHT = 640, 480
 
 
 def made_up_truth(images: int, classes: int, seed: int) -> dict:
-    """A COCO document with val2017's crowding: some photos are empty, a few hold dozens of objects, classes are uneven."""
+    """A COCO document with val2017's crowding: some photos are empty, a few hold dozens of objects, classes are
+    uneven.
+    """
     random = np.random.default_rng(seed)
     count = random.geometric(1 / (OBJECTS + 1), images) - 1
     n = int(count.sum())
@@ -53,13 +57,23 @@ def made_up_truth(images: int, classes: int, seed: int) -> dict:
     corner = random.uniform(0, 1, (n, 2)) * np.maximum((WIDTH, HEIGHT) - size, 0)
     label = random.choice(classes, n, p=frequencies(classes)) + 1
     crowd = (random.random(n) < CROWDS).astype(int)
-    rows = zip(np.repeat(np.arange(images), count).tolist(), label.tolist(), np.hstack([corner, size]).round(2).tolist(),
-               crowd.tolist(), (0.6 * size.prod(axis=1)).round(4).tolist())
-    return {"images": [{"id": i + 1, "width": WIDTH, "height": HEIGHT, "file_name": f"{i + 1:012d}.jpg"}
-                       for i in range(images)],
-            "categories": [{"id": k + 1, "name": f"class {k + 1}"} for k in range(classes)],
-            "annotations": [{"id": k, "image_id": i + 1, "category_id": c, "bbox": box, "iscrowd": flag, "area": area}
-                            for k, (i, c, box, flag, area) in enumerate(rows, 1)]}
+    rows = zip(
+        np.repeat(np.arange(images), count).tolist(),
+        label.tolist(),
+        np.hstack([corner, size]).round(2).tolist(),
+        crowd.tolist(),
+        (0.6 * size.prod(axis=1)).round(4).tolist(),
+    )
+    return {
+        "images": [
+            {"id": i + 1, "width": WIDTH, "height": HEIGHT, "file_name": f"{i + 1:012d}.jpg"} for i in range(images)
+        ],
+        "categories": [{"id": k + 1, "name": f"class {k + 1}"} for k in range(classes)],
+        "annotations": [
+            {"id": k, "image_id": i + 1, "category_id": c, "bbox": box, "iscrowd": flag, "area": area}
+            for k, (i, c, box, flag, area) in enumerate(rows, 1)
+        ],
+    }
 
 
 def frequencies(classes: int) -> np.ndarray:
@@ -92,12 +106,16 @@ def made_up_detections(gt: dict, per_image: int, noise: float, seed: int) -> lis
     table[:, 4:] = np.maximum(table[:, 4:], 1)
     image_ids, category_ids = ([record["id"] for record in gt[name]] for name in ("images", "categories"))
     rows = zip(table[order, 0].astype(int) - 1, table[order, 1].astype(int) - 1, table[order, 2:], scores[order])
-    return [{"image_id": image_ids[i], "category_id": category_ids[k], "bbox": bbox.tolist(), "score": float(score)}
-            for i, k, bbox, score in rows]
+    return [
+        {"image_id": image_ids[i], "category_id": category_ids[k], "bbox": bbox.tolist(), "score": float(score)}
+        for i, k, bbox, score in rows
+    ]
 
 
 def ours(gt: dict, before: list[dict], after: list[dict]) -> tuple[dict[str, float], dict[str, float]]:
-    """Everything that notebook 04 computes from two checkpoints' detections: the twelve numbers, and seconds by step."""
+    """Everything that notebook 04 computes from two checkpoints' detections: the twelve numbers, and seconds by
+    step.
+    """
     seconds: dict[str, float] = {}
 
     def timed(step: str, work: Callable):
@@ -110,17 +128,29 @@ def ours(gt: dict, before: list[dict], after: list[dict]) -> tuple[dict[str, flo
     pairs = (("start", before), ("best", after))
     metrics = [timed("twelve numbers, both", lambda f=found: coco_metrics(gt, f)) for _, found in pairs]
     assert not any(timed("unknown ids", lambda f=found: unknown_ids(gt, f)) for _, found in pairs)
-    start, result = (timed("matching and bootstrap, both", lambda p=pair, m=m: assess(*(p[0], gt, p[1]), m))
-                     for pair, m in zip(pairs, metrics))
-    timed("tables and sentences", lambda: (twelve_numbers(start, result, gt), sentences.headline(start, result),
-                                           sentences.by_size(result, gt), sentences.collapse(start, result)))
+    start, result = (
+        timed("matching and bootstrap, both", lambda p=pair, m=m: assess(*(p[0], gt, p[1]), m))
+        for pair, m in zip(pairs, metrics)
+    )
+    timed(
+        "tables and sentences",
+        lambda: (
+            twelve_numbers(start, result, gt),
+            sentences.headline(start, result),
+            sentences.by_size(result, gt),
+            sentences.collapse(start, result),
+        ),
+    )
     table = timed("tables and sentences", lambda: per_class_table(start, result))
     timed("tables and sentences", lambda: sentences.classes(table))
     timed("curves", lambda: [precision_recall(r.matches, k) for r in (start, result) for k in range(len(table))])
     by_score = timed("curves", lambda: score_curves(result.matches))
     best = timed("curves", lambda: best_operating_point(by_score))
     _, error = timed("calibration", lambda: reliability(result.matches))
-    timed("confusion matrix", lambda: sentences.confusions(confusion(gt, result.detections, result.matches, best.threshold)))
+    timed(
+        "confusion matrix",
+        lambda: sentences.confusions(confusion(gt, result.detections, result.matches, best.threshold)),
+    )
     photos = timed("photos", lambda: photo_scores(result.matches, best.threshold))
     timed("photos", lambda: (worst_first(photos), pick_examples(photos)))
     timed("tables and sentences", lambda: ranking([start, result], result))
@@ -145,12 +175,17 @@ def reference(gt: dict, detections: list[dict]) -> tuple[dict[str, float], float
 
 def data(arguments: argparse.Namespace) -> tuple[dict, list[dict], list[dict]]:
     gt = made_up_truth(arguments.images, arguments.classes, arguments.seed)
-    return (gt, made_up_detections(gt, arguments.per_image, 0.12, arguments.seed + 1),
-            made_up_detections(gt, arguments.per_image, 0.09, arguments.seed + 2))
+    return (
+        gt,
+        made_up_detections(gt, arguments.per_image, 0.12, arguments.seed + 1),
+        made_up_detections(gt, arguments.per_image, 0.09, arguments.seed + 2),
+    )
 
 
 def peak_memory(gt: dict, before: list[dict], after: list[dict]) -> float:
-    """GB that a process of its own, which reads these from files, has resident at most: libraries, data and our side."""
+    """GB that a process of its own, which reads these from files, has resident at most: libraries, data and our
+    side.
+    """
     with tempfile.TemporaryDirectory() as folder:
         files = [Path(folder) / f"{name}.json" for name in ("truth", "before", "after")]
         for file, document in zip(files, (gt, before, after)):
@@ -169,15 +204,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     for name, value in (("images", 5000), ("per-image", 100), ("classes", 80), ("seed", 0), ("rounds", 3)):
         parser.add_argument(f"--{name}", type=int, default=value)
-    parser.add_argument("--alone", nargs=3, metavar="FILE", help="our side once on three files; prints its peak memory in GB")
+    parser.add_argument(
+        "--alone", nargs=3, metavar="FILE", help="our side once on three files; prints its peak memory in GB"
+    )
     arguments = parser.parse_args()
     if arguments.alone:
         print(alone(*arguments.alone))
         return
     gt, before, after = data(arguments)
     print(header("numpy", "hotcoco", "pycocotools"))
-    print(f"{arguments.images:,} photos x {arguments.per_image} detections, {arguments.classes} classes, "
-          f"{len(gt['annotations']):,} annotations, seed {arguments.seed}, {arguments.rounds} rounds")
+    print(
+        f"{arguments.images:,} photos x {arguments.per_image} detections, {arguments.classes} classes, "
+        f"{len(gt['annotations']):,} annotations, seed {arguments.seed}, {arguments.rounds} rounds"
+    )
     steps, theirs, processor = [], [], []
     for _ in range(arguments.rounds):
         began = time.process_time()
@@ -195,12 +234,21 @@ def main() -> None:
     print(f"{'all of 04, two checkpoints':32} {total.median():8.3f} s   ({total.min():.3f} to {total.max():.3f})")
     print(f"{'pycocotools, twelve numbers':32} {np.median(theirs):8.3f} s   ({min(theirs):.3f} to {max(theirs):.3f})")
     ratios = np.array(theirs) / total
-    print(f"pycocotools takes {np.median(theirs) / total.median():.1f} times as long ({ratios.min():.1f} to {ratios.max():.1f}); "
-          f"the aim is 20")
+    print(
+        f"pycocotools takes {np.median(theirs) / total.median():.1f} times as long ({ratios.min():.1f} to "
+        f"{ratios.max():.1f}); "
+        f"the aim is 20"
+    )
     mine, other = np.median(processor, axis=0)
-    print(f"processor time, which a busy machine changes less: {mine:.2f} s on two cores, {other:.2f} s on one, {other / mine:.1f} "
-          f"times")
-    print(f"peak memory of our side, a process of its own: {peak_memory(gt, before, after):.2f} GB; the aim is less than 1.5")
+    print(
+        f"processor time, which a busy machine changes less: {mine:.2f} s on two cores, {other:.2f} s on one, "
+        f"{other / mine:.1f} "
+        f"times"
+    )
+    print(
+        f"peak memory of our side, a process of its own: {peak_memory(gt, before, after):.2f} GB; the aim is less "
+        f"than 1.5"
+    )
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
 """How the cost grows: ``python benchmarks/growth.py [--out docs/growth.png]``.
 
-One training step of DETR-R50 (random weights, one photo, fp32) and of the demo model against image size, DETR's against the
-number of queries, and the twelve numbers of an evaluation against the number of photos. A row per point, the exponent of
-the best power law through the last three points of each curve, and a figure.
+One training step of DETR-R50 (random weights, one photo, fp32) and of the demo model against image size, DETR's against
+the number of queries, and the twelve numbers of an evaluation against the number of photos. A row per point, the
+exponent of the best power law through the last three points of each curve, and a figure.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -40,11 +41,15 @@ def main(argv=None) -> int:
     curves = {
         ("training step, 1 photo", "longest side, pixels"): {
             "DETR-R50": {size: median(step(detr(), size, size)) for size in SIZES},
-            "demo model": {size: median(step(demo(), size, size)) for size in SIZES}},
+            "demo model": {size: median(step(demo(), size, size)) for size in SIZES},
+        },
         ("training step, 1 photo of 256 pixels", "queries"): {
-            "DETR-R50": {count: median(step(detr(num_queries=count), 256, 256)) for count in QUERIES}},
+            "DETR-R50": {count: median(step(detr(num_queries=count), 256, 256)) for count in QUERIES}
+        },
         ("evaluation, 100 detections a photo", "photos"): {
-            "hotcoco": {count: median(metrics(count)) for count in PHOTOS}}}
+            "hotcoco": {count: median(metrics(count)) for count in PHOTOS}
+        },
+    }
     print("| cost | against | seconds | exponent |\n| --- | --- | --- | ---: |")
     for (cost, against), lines in curves.items():
         for name, points in lines.items():
@@ -65,7 +70,9 @@ def demo() -> torch.nn.Module:
 
 
 def step(model: torch.nn.Module, height: int, width: int) -> Callable[[], object]:
-    """Forward, loss and backward on one photo of ``height`` x ``width`` pixels with seven objects, as a student trains it."""
+    """Forward, loss and backward on one photo of ``height`` x ``width`` pixels with seven objects, as a student
+    trains it.
+    """
     freeze(model, 2)
     fold_norms(model)
     train_mode(model)
@@ -106,8 +113,13 @@ def figure(curves: dict) -> Figure:
     picture = Figure(figsize=(4 * len(curves), 3.6), layout="constrained")
     for axis, ((cost, against), lines) in zip(picture.subplots(1, len(curves)), curves.items()):
         for (name, points), colour, marker in zip(lines.items(), (BLUE, ORANGE), "os"):
-            axis.loglog(list(points), list(points.values()), marker=marker, color=colour,
-                        label=f"{name}: exponent {exponent(points):.2f}")
+            axis.loglog(
+                list(points),
+                list(points.values()),
+                marker=marker,
+                color=colour,
+                label=f"{name}: exponent {exponent(points):.2f}",
+            )
         ticks = list(next(iter(lines.values())))
         axis.set_xticks(ticks, [str(tick) for tick in ticks])
         axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))

@@ -1,4 +1,5 @@
 """What a benchmark prints above its numbers: the machine and the versions."""
+
 from __future__ import annotations
 
 import os
@@ -10,8 +11,10 @@ from pathlib import Path
 def header(*packages: str) -> str:
     """One line about the machine, how busy it is, and the versions of ``packages``."""
     versions = ", ".join(f"{name} {version(name)}" for name in packages)
-    return (f"{_processor()}, {len(os.sched_getaffinity(0))} cores, load {os.getloadavg()[0]:.1f}; {platform.system()}, "
-            f"Python {platform.python_version()}, {versions}")
+    return (
+        f"{_processor()}, {len(os.sched_getaffinity(0))} cores, load {os.getloadavg()[0]:.1f}; {platform.system()}, "
+        f"Python {platform.python_version()}, {versions}"
+    )
 
 
 def _processor() -> str:

@@ -1,8 +1,10 @@
 """What the whole of COCO would take on A100s: ``python benchmarks/projection.py``. A projection: no GPU was measured.
 
-Counted here: the floating-point operations of a training step, forward and backward, of DETR-R50 with stem and first stage
-frozen. Measured here: how long one core prepares a photo. Assumed: the constants below. The page is ``docs/projection.md``.
+Counted here: the floating-point operations of a training step, forward and backward, of DETR-R50 with stem and first
+stage frozen. Measured here: how long one core prepares a photo. Assumed: the constants below. The page is
+``docs/projection.md``.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -24,18 +26,20 @@ from helpers.evaluate.cost import operation_counter
 from helpers.index import CocoIndex
 from helpers.scenes.scenes import SCENE_CLASSES, write_scenes
 
-PHOTOS, JPEG_BYTES = 118_287, 19.3e9          # train2017
-EPOCHS, BATCH = 25, 8                         # preset coco_top10, per GPU
-PEAK, USED = 312e12, (0.03, 0.10)             # A100, dense bf16; the share of it that such a model gets, from poor to good
-LINK = 600e9                                  # bytes a second between the A100s of one machine (NVLink)
-PRICE = (1.5, 4.0)                            # dollars for one A100 for an hour, from cheap to dear
+PHOTOS, JPEG_BYTES = 118_287, 19.3e9  # train2017
+EPOCHS, BATCH = 25, 8  # preset coco_top10, per GPU
+PEAK, USED = 312e12, (0.03, 0.10)  # A100, dense bf16; the share of it that such a model gets, from poor to good
+LINK = 600e9  # bytes a second between the A100s of one machine (NVLink)
+PRICE = (1.5, 4.0)  # dollars for one A100 for an hour, from cheap to dear
 
 
 def main(argv=None) -> int:
     argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args(argv)
     torch.set_num_threads(1)
     print(header("torch", "transformers", "albumentations"), end="\n\n")
-    print("| | " + " | ".join(f"{size} px, {gpus} GPU{'s' * (gpus > 1)}" for size in (512, 800) for gpus in (1, 8)) + " |")
+    print(
+        "| | " + " | ".join(f"{size} px, {gpus} GPU{'s' * (gpus > 1)}" for size in (512, 800) for gpus in (1, 8)) + " |"
+    )
     print("| --- |" + " ---: |" * 4)
     columns = [column for size in (512, 800) for column in project(size, (1, 8))]
     for name in columns[0]:
@@ -44,9 +48,15 @@ def main(argv=None) -> int:
 
 
 def project(size: int, counts: tuple[int, ...]) -> list[dict[str, str]]:
-    """A column for each count of GPUs: quantity -> value. The longest side is ``size``, the other three quarters of it."""
+    """A column for each count of GPUs: quantity -> value. The longest side is ``size``, the other three quarters of
+    it.
+    """
     model = detr()
-    flop, parameters, milliseconds = count_flops(model, size), sum(p.numel() for p in model.parameters()), preparation(size)
+    flop, parameters, milliseconds = (
+        count_flops(model, size),
+        sum(p.numel() for p in model.parameters()),
+        preparation(size),
+    )
     return [column(gpus, flop, parameters, milliseconds) for gpus in counts]
 
 
@@ -69,7 +79,9 @@ def column(gpus: int, flop: int, parameters: int, milliseconds: float) -> dict[s
 
 
 def count_flops(model: torch.nn.Module, size: int) -> int:
-    """Operations of forward, loss and backward, for one photo: two for each multiply-add of a convolution or matrix product."""
+    """Operations of forward, loss and backward, for one photo: two for each multiply-add of a convolution or matrix
+    product.
+    """
     work = step(model, size, 3 * size // 4)
     with operation_counter() as counter:
         work()
@@ -77,11 +89,15 @@ def count_flops(model: torch.nn.Module, size: int) -> int:
 
 
 def preparation(size: int, photos: int = 24) -> float:
-    """Milliseconds on one core to decode, resize, augment (``full``) and collate a JPEG of 640 pixels: the median of five passes."""
+    """Milliseconds on one core to decode, resize, augment (``full``) and collate a JPEG of 640 pixels: the median of
+    five passes.
+    """
     preprocess = read_processor(DetrImageProcessor(size={"max_height": size, "max_width": size}))
     with tempfile.TemporaryDirectory() as folder:
         write_scenes(Path(folder), SCENE_CLASSES, photos, 1, seed=0, size=640)
-        index = CocoIndex.open(Path(folder) / "annotations" / "instances_train2017.json", Path(folder) / "images" / "train2017")
+        index = CocoIndex.open(
+            Path(folder) / "annotations" / "instances_train2017.json", Path(folder) / "images" / "train2017"
+        )
         data, seconds = CocoDetection(index, preprocess.resize, augmentation("full")), []
         for data.epoch in range(6):
             began = time.perf_counter()

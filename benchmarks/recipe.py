@@ -4,10 +4,11 @@
     python benchmarks/recipe.py photos --coco FOLDER,FOLDER         # COCO folders
     python benchmarks/recipe.py scenes --only no_ema,no_augment     # these rows, beside those that are there
 
-A row is a training by the project's own loop from the checkpoint in ``data/pretrained`` (preset ``demo``), measured on the
-validation split after its last step. A row that is there is not trained again, and one that was interrupted goes on from
-its last epoch. The tables are in ``docs/recipe.md``.
+A row is a training by the project's own loop from the checkpoint in ``data/pretrained`` (preset ``demo``), measured on
+the validation split after its last step. A row that is there is not trained again, and one that was interrupted goes on
+from its last epoch. The tables are in ``docs/recipe.md``.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -31,12 +32,20 @@ from helpers.train.training import train
 EPOCHS = {"scenes": 1, "photos": 3}
 ROWS = {  # name: what it is, what differs from the first training
     "start": ("untouched checkpoint, head remapped", {}),
-    "recipe": ("**the recipe**: head remapped, grouped learning rates, EMA, light augmentation, four stages frozen", {}),
+    "recipe": (
+        "**the recipe**: head remapped, grouped learning rates, EMA, light augmentation, four stages frozen",
+        {},
+    ),
     "other_seed": ("the same with another seed: what is chance", {"seed": 43}),
     "fresh_head": ("fresh head, grouped learning rates", {"class_head": "reset"}),
-    "fresh_head_low": ("fresh head, one learning rate of 1e-5", {"class_head": "reset", "lr": 1e-5, "lr_backbone": 1e-5}),
-    "earlier": ("the earlier submission: fresh head, one learning rate of 1e-5, no auxiliary losses, no EMA",
-                {"class_head": "reset", "lr": 1e-5, "lr_backbone": 1e-5, "auxiliary_loss": False, "ema": 0.0}),
+    "fresh_head_low": (
+        "fresh head, one learning rate of 1e-5",
+        {"class_head": "reset", "lr": 1e-5, "lr_backbone": 1e-5},
+    ),
+    "earlier": (
+        "the earlier submission: fresh head, one learning rate of 1e-5, no auxiliary losses, no EMA",
+        {"class_head": "reset", "lr": 1e-5, "lr_backbone": 1e-5, "auxiliary_loss": False, "ema": 0.0},
+    ),
     "no_auxiliary": ("without auxiliary losses", {"auxiliary_loss": False}),
     "no_ema": ("without EMA", {"ema": 0.0}),
     "no_augment": ("without augmentation", {"augment": "none"}),
@@ -70,12 +79,19 @@ def main(argv=None) -> int:
 
 
 def data_of(data: str, roots: str | None, share: int = 1) -> Config:
-    """The demo preset's config on scenes or on COCO folders, with its data in place; ``share`` 2 takes half of the photos."""
+    """The demo preset's config on scenes or on COCO folders, with its data in place; ``share`` 2 takes half of the
+    photos.
+    """
     if data == "photos" and not roots:
         raise UserError("photos needs --coco FOLDER[,FOLDER...].")
     where = {"data_source": "folder", "coco_root": roots} if data == "photos" else {}
-    cfg = load_config("demo", **where, data_dir=f"data/recipe/{data}", output_dir=f"artifacts/recipe/{data}", profile=False)
-    cfg = cfg.with_(max_train_images=None if data == "photos" else cfg.max_train_images, max_val_images=None if data == "photos" else 300)
+    cfg = load_config(
+        "demo", **where, data_dir=f"data/recipe/{data}", output_dir=f"artifacts/recipe/{data}", profile=False
+    )
+    cfg = cfg.with_(
+        max_train_images=None if data == "photos" else cfg.max_train_images,
+        max_val_images=None if data == "photos" else 300,
+    )
     prepare(cfg)
     if share > 1:
         cfg = cfg.with_(max_train_images=len(open_split(cfg, "train2017")) // share, data_dir=f"{cfg.data_dir}-half")
@@ -87,7 +103,10 @@ def measure(base: Config, name: str, epochs: int) -> dict:
     """AP, AP50, steps and minutes of a row."""
     began = time.perf_counter()
     if name == "start":
-        index, detector = open_split(base, "val2017"), load_checkpoint(base, open_split(base, "val2017").classes, "start")
+        index, detector = (
+            open_split(base, "val2017"),
+            load_checkpoint(base, open_split(base, "val2017").classes, "start"),
+        )
         loader = eval_loader(index, detector.preprocess, base.batch_size, base.num_workers)
         detections, _ = predict(detector.model, detector.processor, detector.preprocess, loader, index.category_ids)
         stats = coco_metrics(ground_truth(index), detections)["stats"]
@@ -96,17 +115,33 @@ def measure(base: Config, name: str, epochs: int) -> dict:
         base = data_of(base.data_dir.name, ",".join(map(str, base.coco_root)) or None, share=2)
         epochs *= 2
     run = train(base.with_(run_name=name, epochs=epochs, overwrite=False, resume="auto", **ROWS[name][1]))
-    return {"mAP": run.epochs[-1]["mAP"], "mAP50": run.epochs[-1]["mAP50"], "steps": run.step, "minutes": (time.perf_counter() - began) / 60}
+    return {
+        "mAP": run.epochs[-1]["mAP"],
+        "mAP50": run.epochs[-1]["mAP50"],
+        "steps": run.step,
+        "minutes": (time.perf_counter() - began) / 60,
+    }
 
 
 def write_table(base: Config, data: str) -> None:
     """Put the rows that are there into this data set's part of ``docs/recipe.md``."""
-    found = {name: orjson.loads((base.output_dir / f"{name}.json").read_bytes()) for name in ROWS if (base.output_dir / f"{name}.json").exists()}
+    found = {
+        name: orjson.loads((base.output_dir / f"{name}.json").read_bytes())
+        for name in ROWS
+        if (base.output_dir / f"{name}.json").exists()
+    }
     lines = ["| | AP | AP50 | steps | minutes |", "| --- | --- | --- | --- | --- |"]
-    lines += [f"| {ROWS[name][0]} | {row['mAP']:.3f} | {row['mAP50']:.3f} | {row['steps']} | {row['minutes']:.1f} |" for name, row in found.items()]
+    lines += [
+        f"| {ROWS[name][0]} | {row['mAP']:.3f} | {row['mAP50']:.3f} | {row['steps']} | {row['minutes']:.1f} |"
+        for name, row in found.items()
+    ]
     photos = {split: len(open_split(base, split)) for split in ("train2017", "val2017")}
-    lines += ["", f"{photos['train2017']} {data} to learn from, {photos['val2017']} to test with; one seed; {platform.machine()}, "
-                  f"{os.cpu_count()} cores, torch {torch.__version__}, {torch.get_num_threads()} threads."]
+    lines += [
+        "",
+        f"{photos['train2017']} {data} to learn from, {photos['val2017']} to test with; one seed; "
+        f"{platform.machine()}, "
+        f"{os.cpu_count()} cores, torch {torch.__version__}, {torch.get_num_threads()} threads.",
+    ]
     page = ROOT / "docs" / "recipe.md"
     text = page.read_text() if page.exists() else "# What each part of the recipe is worth\n"
     start, end = f"<!-- {data}: written by benchmarks/recipe.py -->\n", f"<!-- end of {data} -->\n"

@@ -1,10 +1,12 @@
-"""A training step of DETR-R50 on batches from memory, ours against the Hugging Face Trainer's: ``python benchmarks/step.py``.
+"""A training step of DETR-R50 on batches from memory, ours against the Hugging Face Trainer's: ``python
+benchmarks/step.py``.
 
-The model has the true shape and random weights. Both sides train on the same square pictures of 512 px, two at a time, so that
-neither gains by padding less; ``padded`` is our step on batches as our collator makes them, of photos of 4:3: 512 x 384 px, where
-the recipe pads to the square. Ours freezes the stem and the first stage, as DETR's paper does; the Trainer takes the model as
-transformers loads it.
+The model has the true shape and random weights. Both sides train on the same square pictures of 512 px, two at a time,
+so that neither gains by padding less; ``padded`` is our step on batches as our collator makes them, of photos of 4:3:
+512 x 384 px, where the recipe pads to the square. Ours freezes the stem and the first stage, as DETR's paper does; the
+Trainer takes the model as transformers loads it.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -30,21 +32,40 @@ SIZE, BATCH, BURN_IN = 512, 2, 2
 def detr_r50(folder: Path, classes: tuple[str, ...]) -> Path:
     """A model folder like facebook/detr-resnet-50's, with random weights."""
     torch.manual_seed(0)
-    config = DetrConfig(backbone_config=TimmBackboneConfig(backbone="resnet50", out_indices=[1, 2, 3, 4], features_only=True),
-                        id2label=dict(enumerate(classes)), label2id={name: k for k, name in enumerate(classes)}, auxiliary_loss=True)
+    config = DetrConfig(
+        backbone_config=TimmBackboneConfig(backbone="resnet50", out_indices=[1, 2, 3, 4], features_only=True),
+        id2label=dict(enumerate(classes)),
+        label2id={name: k for k, name in enumerate(classes)},
+        auxiliary_loss=True,
+    )
     DetrForObjectDetection(config).save_pretrained(folder)
     DetrImageProcessor().save_pretrained(folder)
     return folder
 
 
-def our_side(folder: Path, model: Path, precision: str, height: int = SIZE) -> tuple[Callable[[int], list[float]], list[dict]]:
+def our_side(
+    folder: Path, model: Path, precision: str, height: int = SIZE
+) -> tuple[Callable[[int], list[float]], list[dict]]:
     """``steps -> seconds of each`` on pictures of ``height`` x 512 px, and four batches as the model gets them."""
-    cfg = load_config("demo", model=str(model), data_dir=str(folder / "data"), output_dir=str(folder / "out"), image_size=SIZE,
-                      batch_size=BATCH, max_train_images=4 * BATCH, max_val_images=2, num_workers=0, precision=precision, ema=0.0,
-                      freeze_stages=2, clip_norm=0.1, run_name=f"{precision}_{height}")
+    cfg = load_config(
+        "demo",
+        model=str(model),
+        data_dir=str(folder / "data"),
+        output_dir=str(folder / "out"),
+        image_size=SIZE,
+        batch_size=BATCH,
+        max_train_images=4 * BATCH,
+        max_val_images=2,
+        num_workers=0,
+        precision=precision,
+        ema=0.0,
+        freeze_stages=2,
+        clip_norm=0.1,
+        run_name=f"{precision}_{height}",
+    )
     prepare(cfg)
     run = build(cfg)
-    batches = [batch for batch in train_loader(run, 0)]
+    batches = list(train_loader(run, 0))
     for batch in batches:  # the scenes' aspects differ: made one
         batch["pixel_values"] = torch.nn.functional.interpolate(batch["pixel_values"], (height, SIZE))
         batch["pixel_mask"] = torch.ones(BATCH, height, SIZE, dtype=torch.bool)
@@ -85,7 +106,10 @@ def main() -> None:
         for number in range(arguments.rounds):
             for name, steps in sides.items():
                 seconds[name].append(float(np.median(steps(BURN_IN + arguments.steps)[BURN_IN:])))
-            print(f"round {number + 1}: " + "; ".join(f"{name} {values[-1]:.2f} s" for name, values in seconds.items()), flush=True)
+            print(
+                f"round {number + 1}: " + "; ".join(f"{name} {values[-1]:.2f} s" for name, values in seconds.items()),
+                flush=True,
+            )
     median = {name: float(np.median(values)) for name, values in seconds.items()}
     for name, value in median.items():
         print(f"{name}: {value:.2f} s a step, {BATCH / value:.2f} photos/s")

@@ -1,8 +1,9 @@
 """Where the seconds of ``make run`` go: ``python benchmarks/whole_run.py [--slowest 4]``, after a run.
 
-Read from the executed notebooks in ``artifacts/notebooks``, where papermill has noted when each cell began and ended. What
-lies outside of the cells is the start and the end of the kernel; what a cell imports is part of the cell.
+Read from the executed notebooks in ``artifacts/notebooks``, where papermill has noted when each cell began and ended.
+What lies outside of the cells is the start and the end of the kernel; what a cell imports is part of the cell.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -33,7 +34,10 @@ def main(argv=None) -> int:
         slowest = sorted(cells, key=cells.get, reverse=True)[: options.slowest]
         for cell in slowest:
             print(f"| | {cells[cell]:.1f} | {cell} |")
-        print(f"| | {sum(cells.values()) - sum(cells[cell] for cell in slowest):.1f} | {len(cells) - len(slowest)} other cells |")
+        print(
+            f"| | {sum(cells.values()) - sum(cells[cell] for cell in slowest):.1f} | {len(cells) - len(slowest)} "
+            f"other cells |"
+        )
     print(f"| **all** | **{sum(row['seconds'] for row in times.values()):.1f}** | |")
     return 0
 
@@ -41,8 +45,11 @@ def main(argv=None) -> int:
 def cell_seconds(notebook: Path) -> dict[str, float]:
     """Seconds of each code cell that was run, by its number and the last line of its code."""
     code = [cell for cell in nbformat.read(notebook, as_version=4).cells if cell.cell_type == "code"]
-    return {f"[{number}] `{_last_line(cell.source)}`": cell.metadata["papermill"].get("duration") or 0.0
-            for number, cell in enumerate(code, 1) if "papermill" in cell.metadata}
+    return {
+        f"[{number}] `{_last_line(cell.source)}`": cell.metadata["papermill"].get("duration") or 0.0
+        for number, cell in enumerate(code, 1)
+        if "papermill" in cell.metadata
+    }
 
 
 def _last_line(source: str) -> str:

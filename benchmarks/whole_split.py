@@ -1,8 +1,9 @@
 """AP on every photo of a split: ``python benchmarks/whole_split.py --coco FOLDER --preset photos [--run photos]``.
 
-Notebook 01 takes the photos on which one of the asked classes is seen, and notebook 04 measures on those. A detector also meets
-photos that show none of them, where everything it finds is wrong; here they count.
+Notebook 01 takes the photos on which one of the asked classes is seen, and notebook 04 measures on those. A detector
+also meets photos that show none of them, where everything it finds is wrong; here they count.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -34,13 +35,26 @@ def main(argv=None) -> int:
     print(header("torch", "transformers", "hotcoco"), end="\n\n")
     print(f"| val2017 | photos | objects | AP | AP50 | AP small |\n| --- |{' ---: |' * 5}")
     part = open_split(cfg, "val2017")
-    for name, index in (("photos with one of the classes", part), ("all photos", every_photo(cfg.coco_roots[0], part.classes))):
+    for name, index in (
+        ("photos with one of the classes", part),
+        ("all photos", every_photo(cfg.coco_roots[0], part.classes)),
+    ):
         detector = load_checkpoint(cfg, index.classes, options.checkpoint)
         loader = eval_loader(index, detector.preprocess, cfg.batch_size, 0)
-        detections, _ = predict(detector.model.to(pick_device()), detector.processor, detector.preprocess, loader, index.category_ids,
-                                pick_device(), autocast(cfg.precision))
+        detections, _ = predict(
+            detector.model.to(pick_device()),
+            detector.processor,
+            detector.preprocess,
+            loader,
+            index.category_ids,
+            pick_device(),
+            autocast(cfg.precision),
+        )
         stats = coco_metrics(ground_truth(index), detections)["stats"]
-        print(f"| {name} | {len(index)} | {len(index.labels)} | {stats['mAP']:.4f} | {stats['mAP50']:.4f} | {stats['mAP_small']:.4f} |")
+        print(
+            f"| {name} | {len(index)} | {len(index.labels)} | {stats['mAP']:.4f} | {stats['mAP50']:.4f} | "
+            f"{stats['mAP_small']:.4f} |"
+        )
     return 0
 
 

@@ -1,4 +1,5 @@
 """Random changes to a photo and its boxes, all of albumentations behind one function."""
+
 from __future__ import annotations
 
 import os
@@ -13,11 +14,13 @@ MIN_SIDE = 1.0  # pixels
 
 
 class Augment:
-    """``level`` is ``light`` (flip, brightness and contrast), ``full`` (also hue, scale, blur and noise), or ``strong``.
+    """``level`` is ``light`` (flip, brightness and contrast), ``full`` (also hue, scale, blur and noise), or
+    ``strong``.
 
     ``strong`` zooms in and out much further and more often, for a few hundred photos that are seen many times.
-    Called with an image uint8 [H, W, 3], ``boxes_xyxy`` [n, 4] in pixels, labels [n] and a seed; gives the three changed.
-    Boxes are clipped to the image; one that has left it is dropped with its label. The same seed gives the same result.
+    Called with an image uint8 [H, W, 3], ``boxes_xyxy`` [n, 4] in pixels, labels [n] and a seed; gives the three
+    changed. Boxes are clipped to the image; one that has left it is dropped with its label. The same seed gives the
+    same result.
     """
 
     def __init__(self, level: str = "full"):
@@ -25,20 +28,31 @@ class Augment:
 
         steps = [A.HorizontalFlip(p=0.5), A.RandomBrightnessContrast(p=0.5)]
         if level != "light":
-            zoom = {"full": A.Affine(scale=(0.8, 1.2), translate_percent=(-0.05, 0.05), p=0.5),
-                    "strong": A.Affine(scale=(0.6, 1.6), translate_percent=(-0.2, 0.2), p=0.8)}
+            zoom = {
+                "full": A.Affine(scale=(0.8, 1.2), translate_percent=(-0.05, 0.05), p=0.5),
+                "strong": A.Affine(scale=(0.6, 1.6), translate_percent=(-0.2, 0.2), p=0.8),
+            }
             steps += [
                 A.HueSaturationValue(p=0.3),
                 zoom[level],
                 A.Blur(blur_limit=3, p=0.1),
                 A.GaussNoise(std_range=(0.02, 0.08), p=0.1),
             ]
-        boxes = A.BboxParams("pascal_voc", label_fields=["labels"], clip=True, filter_invalid_bboxes=True, check_each_transform=False,
-                             min_visibility=MIN_VISIBLE, min_width=MIN_SIDE, min_height=MIN_SIDE)  # boxes are judged once, at the end
+        boxes = A.BboxParams(
+            "pascal_voc",
+            label_fields=["labels"],
+            clip=True,
+            filter_invalid_bboxes=True,
+            check_each_transform=False,
+            min_visibility=MIN_VISIBLE,
+            min_width=MIN_SIDE,
+            min_height=MIN_SIDE,
+        )  # boxes are judged once, at the end
         self.compose = A.Compose(steps, bbox_params=boxes)
 
     def __call__(self, image: np.ndarray, boxes_xyxy: np.ndarray, labels: np.ndarray, seed: int):
-        # One stream for all steps. set_random_seed would give each step the seed anew, and they all would draw the same number:
+        # One stream for all steps. set_random_seed would give each step the seed anew, and they all would draw the same
+        # number:
         # whatever is flipped would also be moved, and only what is moved would be blurred.
         self.compose.set_random_state(np.random.default_rng(seed), random.Random(seed))
         out = self.compose(image=image, bboxes=boxes_xyxy, labels=labels)

@@ -4,6 +4,7 @@
 ``bbox``          COCO's left, top, width, height in pixels
 ``boxes_cxcywh``  centre, width, height as fractions of the image *without* padding (what DETR predicts)
 """
+
 from __future__ import annotations
 
 import numpy as np
@@ -38,7 +39,9 @@ def xyxy_to_cxcywh(boxes_xyxy, height: int, width: int):
 def cxcywh_to_xyxy(boxes_cxcywh, height: int, width: int):
     """Fractions of an image of ``height`` x ``width`` pixels to pixels, [..., 4] to [..., 4]."""
     cx, cy, w, h = (boxes_cxcywh[..., i] for i in range(4))
-    return _stack(boxes_cxcywh, ((cx - w / 2) * width, (cy - h / 2) * height, (cx + w / 2) * width, (cy + h / 2) * height))
+    return _stack(
+        boxes_cxcywh, ((cx - w / 2) * width, (cy - h / 2) * height, (cx + w / 2) * width, (cy + h / 2) * height)
+    )
 
 
 def box_iou(a_xyxy: np.ndarray, b_xyxy: np.ndarray) -> np.ndarray:

@@ -33,7 +33,8 @@ def configure(preset: str, assignments: Sequence[str]) -> tuple[Config, dict]:
     """The validated config of a command line, and its overrides as plain typed values for papermill.
 
     A value is text until the config has checked it (``epochs=3`` becomes 3, ``lr=1e-5`` a float,
-    ``classes=person,car`` a list); nothing is ever evaluated. Raises UserError for anything that is not a known parameter with a valid value.
+    ``classes=person,car`` a list); nothing is ever evaluated. Raises UserError for anything that is not a known
+    parameter with a valid value.
     """
     given = dict(_assignment(text) for text in assignments)
     cfg = load_config(preset, **given)

@@ -1,4 +1,5 @@
 """Records of COCO annotation files: what makes one usable. Whatever is wrong is said in words, nothing is repaired."""
+
 from __future__ import annotations
 
 import json
@@ -19,12 +20,15 @@ def read_coco(annotation_file: Path) -> dict:
         try:
             coco = json.loads(data)  # takes NaN, which is no JSON but which some tools write; such records are dropped
         except (ValueError, RecursionError) as error:
-            raise UserError(f"{annotation_file} is not valid JSON ({error}): it is damaged or cut short, "
-                            "get it again.") from None
+            raise UserError(
+                f"{annotation_file} is not valid JSON ({error}): it is damaged or cut short, get it again."
+            ) from None
     names = ("images", "annotations", "categories")
     if not isinstance(coco, dict) or not all(_is_list_of_dicts(coco.get(name)) for name in names):
-        raise UserError(f"{annotation_file} is not a COCO annotation file: it must hold the lists images, annotations "
-                        "and categories.")
+        raise UserError(
+            f"{annotation_file} is not a COCO annotation file: it must hold the lists images, annotations "
+            "and categories."
+        )
     return coco
 
 
@@ -33,8 +37,9 @@ def check_file_name(file_name, annotation_file: Path) -> None:
     name = file_name if isinstance(file_name, str) else ""
     parts = PurePosixPath(name.replace("\\", "/")).parts
     if not parts or ".." in parts or name.startswith("/") or PureWindowsPath(name).anchor or "\0" in name:
-        raise UserError(f"{annotation_file} names the photo {file_name!r}, which leads out of its folder; this data "
-                        "set is refused.")
+        raise UserError(
+            f"{annotation_file} names the photo {file_name!r}, which leads out of its folder; this data set is refused."
+        )
 
 
 def check_categories(categories: list[dict], where, once: bool = False) -> None:
@@ -46,8 +51,10 @@ def check_categories(categories: list[dict], where, once: bool = False) -> None:
             raise UserError(f"{where}: category {category!r} needs a whole number as id and a name.")
         for table, left, right in ((name_of, key, name), (id_of, name, key)):
             if table.setdefault(left, right) != right:
-                raise UserError(f"{where}: category {left!r} is both {table[left]!r} and {right!r}; ids and names of "
-                                "classes must agree.")
+                raise UserError(
+                    f"{where}: category {left!r} is both {table[left]!r} and {right!r}; ids and names of "
+                    "classes must agree."
+                )
     if once and len(name_of) != len(categories):
         raise UserError(f"{where} lists a category twice.")
 

@@ -3,6 +3,7 @@
 How to resize, normalise and pad is read from that processor once (:func:`read_processor`). Images stay uint8 until they
 are on the device; :func:`to_device` normalises there.
 """
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -23,14 +24,15 @@ from helpers.files import UserError
 class Preprocess:
     """What the checkpoint's processor does to a photo.
 
-    ``keep_aspect``: the longest side becomes ``image_size`` and a batch is padded (DETR); otherwise the photo becomes an
+    ``keep_aspect``: the longest side becomes ``image_size`` and a batch is padded (DETR); otherwise the photo becomes
+    an
     ``image_size`` square and nothing is padded (RT-DETR, D-FINE).
     """
 
     image_size: int
     keep_aspect: bool
-    scale: float              # pixel values are multiplied by it first, 1/255
-    mean: tuple[float, ...]   # per channel, after scaling
+    scale: float  # pixel values are multiplied by it first, 1/255
+    mean: tuple[float, ...]  # per channel, after scaling
     std: tuple[float, ...]
     interpolation: InterpolationMode
 
@@ -42,7 +44,9 @@ class Preprocess:
         return max(1, int(height * ratio)), max(1, int(width * ratio))
 
     def resize(self, image: np.ndarray, boxes_xyxy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """uint8 [H, W, 3] and boxes in its pixels, to the target size, boxes clipped to the photo; same operation as the processor's."""
+        """uint8 [H, W, 3] and boxes in its pixels, to the target size, boxes clipped to the photo; same operation as
+        the processor's.
+        """
         height, width = image.shape[:2]
         new_height, new_width = self.target_size(height, width)
         factor = np.array([new_width / width, new_height / height] * 2, dtype=np.float32)
@@ -57,10 +61,12 @@ class Preprocess:
     def collate(self, samples: list[dict]) -> dict:
         """Samples of ``CocoDetection`` to a batch.
 
-        ``pixel_values`` uint8 [B, 3, H, W], zero where padded; ``pixel_mask`` bool [B, H, W], true on the photo (only where
-        the model pads); ``labels``: per photo ``class_labels`` int64 [n] and ``boxes``, cxcywh as fractions of the photo
-        *without* padding, float32 [n, 4] (the names that transformers asks for); ``image_ids``, ``orig_sizes`` [B, 2];
-        ``unreadable``: ids of the photos that were left out. Without one readable photo, ``pixel_values`` is None.
+        ``pixel_values`` uint8 [B, 3, H, W], zero where padded; ``pixel_mask`` bool [B, H, W], true on the photo (only
+        where the model pads); ``labels``: per photo ``class_labels`` int64 [n] and ``boxes``, cxcywh as fractions of
+        the photo *without* padding, float32 [n, 4] (the names that transformers asks for); ``image_ids``,
+        ``orig_sizes`` [B, 2]; ``unreadable``: ids of the photos that were left out. Without one readable photo,
+        ``pixel_values`` is
+        None.
         """
         unreadable = [sample["image_id"] for sample in samples if sample["image"] is None]
         samples = [sample for sample in samples if sample["image"] is not None]
@@ -69,33 +75,46 @@ class Preprocess:
         sizes = [sample["image"].shape[:2] for sample in samples]
         height, width = (max(side) for side in zip(*sizes))
         padding = [(0, 0, 0, width - w, 0, height - h) for h, w in sizes]
-        images = [pad(torch.from_numpy(sample["image"]), by) if any(by) else torch.from_numpy(sample["image"])
-                  for sample, by in zip(samples, padding)]
+        images = [
+            pad(torch.from_numpy(sample["image"]), by) if any(by) else torch.from_numpy(sample["image"])
+            for sample, by in zip(samples, padding)
+        ]
         pixels = default_collate(images)  # [B, H, W, 3]; in a data-loader worker it stacks straight into shared memory
-        batch = Batch({
-            "pixel_values": pixels.permute(0, 3, 1, 2),  # [B, 3, H, W]
-            "labels": [
-                {
-                    "class_labels": torch.from_numpy(sample["class_labels"]),
-                    "boxes": torch.from_numpy(xyxy_to_cxcywh(sample["boxes_xyxy"], h, w)),
-                }
-                for sample, (h, w) in zip(samples, sizes)
-            ],
-            "image_ids": [sample["image_id"] for sample in samples],
-            "orig_sizes": torch.tensor([sample["orig_size"] for sample in samples]),
-            "unreadable": unreadable,
-        })
+        batch = Batch(
+            {
+                "pixel_values": pixels.permute(0, 3, 1, 2),  # [B, 3, H, W]
+                "labels": [
+                    {
+                        "class_labels": torch.from_numpy(sample["class_labels"]),
+                        "boxes": torch.from_numpy(xyxy_to_cxcywh(sample["boxes_xyxy"], h, w)),
+                    }
+                    for sample, (h, w) in zip(samples, sizes)
+                ],
+                "image_ids": [sample["image_id"] for sample in samples],
+                "orig_sizes": torch.tensor([sample["orig_size"] for sample in samples]),
+                "unreadable": unreadable,
+            }
+        )
         if self.keep_aspect:
             batch["pixel_mask"] = _masks(sizes, height, width)
         return batch
 
     def to_device(self, batch: dict, device: torch.device | str = "cpu") -> dict:
-        """The model's inputs on ``device``: pixels scaled and normalised there, padding zero as the processor leaves it."""
+        """The model's inputs on ``device``: pixels scaled and normalised there, padding zero as the processor leaves
+        it.
+        """
         pixels = batch["pixel_values"].to(device, non_blocking=True).float()
         mean = torch.tensor(self.mean, device=device).view(1, 3, 1, 1)
         std = torch.tensor(self.std, device=device).view(1, 3, 1, 1)
-        pixels = pixels.sub_(mean / self.scale).div_(std / self.scale)  # in place: on a CPU, new memory costs more than the sum
-        inputs = {"labels": [{name: value.to(device, non_blocking=True) for name, value in label.items()} for label in batch["labels"]]}
+        pixels = pixels.sub_(mean / self.scale).div_(
+            std / self.scale
+        )  # in place: on a CPU, new memory costs more than the sum
+        inputs = {
+            "labels": [
+                {name: value.to(device, non_blocking=True) for name, value in label.items()}
+                for label in batch["labels"]
+            ]
+        }
         if "pixel_mask" in batch:
             mask = batch["pixel_mask"].to(device, non_blocking=True)
             inputs["pixel_mask"] = mask.long()  # as the processor gives it
@@ -120,14 +139,19 @@ def _masks(sizes: Sequence[tuple[int, int]], height: int, width: int) -> torch.T
 class Batch(dict):
     """A batch that leaves its data-loader worker quickly: the pixels in shared memory, all else by value.
 
-    PyTorch would give each of the many small tensors a file descriptor of its own. Of the masks, the photos' sizes are sent.
+    PyTorch would give each of the many small tensors a file descriptor of its own. Of the masks, the photos' sizes are
+    sent.
     """
 
     def __reduce__(self):
-        small = {"labels": [{name: value.numpy() for name, value in label.items()} for label in self["labels"]],
-                 "orig_sizes": self["orig_sizes"].numpy()}
+        small = {
+            "labels": [{name: value.numpy() for name, value in label.items()} for label in self["labels"]],
+            "orig_sizes": self["orig_sizes"].numpy(),
+        }
         if "pixel_mask" in self:
-            small["pixel_mask"] = torch.stack([self["pixel_mask"][:, :, 0].sum(1), self["pixel_mask"][:, 0].sum(1)], dim=1).numpy()
+            small["pixel_mask"] = torch.stack(
+                [self["pixel_mask"][:, :, 0].sum(1), self["pixel_mask"][:, 0].sum(1)], dim=1
+            ).numpy()
         return _received, ({**self, **small},)
 
 

@@ -2,6 +2,7 @@
 
 Every notebook, and the runner, builds it with :func:`load_config`; nothing else reads presets or parameters.
 """
+
 from __future__ import annotations
 
 import ast
@@ -18,9 +19,17 @@ from pydantic import Field
 from helpers.files import ROOT, UserError, portable
 
 PRESETS = ROOT / "notebooks" / "presets"
-SHARED = ("data_sanity", "runs", "profiler", "metrics.csv", "visualizations", "error_analysis", "notebooks", "report", "grading.json")  # in output_dir
-
-
+SHARED = (
+    "data_sanity",
+    "runs",
+    "profiler",
+    "metrics.csv",
+    "visualizations",
+    "error_analysis",
+    "notebooks",
+    "report",
+    "grading.json",
+)  # in output_dir
 
 
 class Config(pydantic.BaseModel):
@@ -41,7 +50,9 @@ class Config(pydantic.BaseModel):
     model: str = Field("facebook/detr-resnet-50", description="hub name or folder of an object-detection checkpoint")
     class_head: Literal["remap", "reset"] = "remap"
     auxiliary_loss: bool = True
-    freeze_stages: int = Field(2, ge=0, le=10, description="frozen leading stages of the backbone, the stem is the first")
+    freeze_stages: int = Field(
+        2, ge=0, le=10, description="frozen leading stages of the backbone, the stem is the first"
+    )
     # training
     epochs: int = Field(25, ge=1)
     batch_size: int = Field(8, ge=1)
@@ -61,7 +72,9 @@ class Config(pydantic.BaseModel):
     seed: int = Field(42, ge=0)
     # where things go, and how a run goes on
     output_dir: Path = Path("artifacts")
-    run_name: str = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$", description="the preset's name unless set")
+    run_name: str = Field(
+        None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$", description="the preset's name unless set"
+    )
     resume: str | None = Field(None, description="auto, an epoch's number, or a checkpoint folder")
     overwrite: bool = False
     profile: bool = True
@@ -79,7 +92,9 @@ class Config(pydantic.BaseModel):
     @pydantic.field_validator("resume", mode="before")
     @classmethod
     def _epoch_number(cls, value):
-        return str(value) if isinstance(value, int) and not isinstance(value, bool) else value  # papermill reads 3 as a number
+        return (
+            str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+        )  # papermill reads 3 as a number
 
     @pydantic.field_validator("run_name")
     @classmethod
@@ -101,7 +116,7 @@ class Config(pydantic.BaseModel):
         return values
 
     @pydantic.model_validator(mode="after")
-    def _belong_together(self) -> "Config":
+    def _belong_together(self) -> Config:
         if self.data_source == "folder" and not self.coco_root:
             raise ValueError("data_source=folder needs coco_root=<a COCO folder>")
         if (self.classes is None) == (self.top_k is None):
@@ -125,19 +140,24 @@ class Config(pydantic.BaseModel):
     def image_dir(self, split: str) -> Path:
         return self.data_dir / "images" / split
 
-    def with_(self, **changes) -> "Config":
+    def with_(self, **changes) -> Config:
         """A copy with other values, validated again."""
         return _validated({**self.model_dump(), **changes})
 
     def as_json(self) -> dict:
-        """Plain values; folders are written relative to the project or to ``~``, so that an artifact tells no home folder."""
+        """Plain values; folders are written relative to the project or to ``~``, so that an artifact tells no home
+        folder.
+        """
         return {name: portable(value) for name, value in self.model_dump().items()}
 
     def describe(self) -> pd.DataFrame:
         """A row per parameter, with a mark where the value is not the preset's."""
         ours = self.as_json()
         theirs = load_config(self.preset, **{k: ours[k] for k in ("coco_root",) if ours[k]}).as_json()
-        rows = {name: {"value": _shown(value), "": "" if value == theirs[name] else "changed"} for name, value in ours.items()}
+        rows = {
+            name: {"value": _shown(value), "": "" if value == theirs[name] else "changed"}
+            for name, value in ours.items()
+        }
         return pd.DataFrame.from_dict(rows, orient="index")
 
 
@@ -166,9 +186,9 @@ def load_config(preset: str = "demo", **overrides) -> Config:
 def notebook_config(namespace: dict) -> Config:
     """The config of a notebook: reads the parameters out of ``globals()``.
 
-    papermill only warns about a parameter that it does not know, and a misspelt one would then be ignored. So every name
-    that is assigned in a cell starting with ``# Parameters`` (the notebook's own, and the one that papermill injects)
-    must be a parameter.
+    papermill only warns about a parameter that it does not know, and a misspelt one would then be ignored. So every
+    name that is assigned in a cell starting with ``# Parameters`` (the notebook's own, and the one that papermill
+    injects) must be a parameter.
     """
     for source in namespace.get("In", []):
         if source.lstrip().startswith("# Parameters"):
@@ -203,17 +223,5 @@ def _nearest(word: str, known) -> str:
     return f", did you mean {close[0]!r}?" if close else ""
 
 
-
-
 def _shown(value) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list) else "" if value is None else str(value)
-
-
-
-
-
-
-
-
-
-

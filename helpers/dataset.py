@@ -1,4 +1,5 @@
 """The photos of a COCO index: decoded, checked, and as samples in batches of like shape."""
+
 from __future__ import annotations
 
 import hashlib
@@ -31,7 +32,9 @@ def read_image(path: Path, height: int, width: int) -> np.ndarray:
 
                 image = ImageOps.exif_transpose(image)
             if (image.height, image.width) != (height, width):
-                raise OSError(f"{path.name} is {image.width} x {image.height} pixels, its record says {width} x {height}")
+                raise OSError(
+                    f"{path.name} is {image.width} x {image.height} pixels, its record says {width} x {height}"
+                )
             if image.mode.startswith("I"):  # 16 bits a pixel; convert("RGB") would clip instead of scale
                 image = Image.fromarray((np.asarray(image).astype(np.float32) / 257).clip(0, 255).astype(np.uint8))
             return np.array(image.convert("RGB"))
@@ -40,7 +43,9 @@ def read_image(path: Path, height: int, width: int) -> np.ndarray:
 
 
 def _decode_plain_jpeg(path: Path) -> np.ndarray | None:
-    """A colour JPEG to RGB, uint8 [H, W, 3]: Pillow's pixels, a bit sooner. None when it is damaged: Pillow says in what way."""
+    """A colour JPEG to RGB, uint8 [H, W, 3]: Pillow's pixels, a bit sooner. None when it is damaged: Pillow says in
+    what way.
+    """
     import cv2
 
     data = np.fromfile(path, dtype=np.uint8)
@@ -49,20 +54,27 @@ def _decode_plain_jpeg(path: Path) -> np.ndarray | None:
     return cv2.imdecode(data, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
 
 
-
-
 class CocoDetection(torch.utils.data.Dataset):
     """Photos with their boxes, resized and augmented, before collation.
 
-    A sample is ``{"image": uint8 [H, W, 3], "boxes_xyxy": float32 [n, 4] (pixels of ``image``), "class_labels": int64 [n],
-    "image_id": int, "orig_size": (height, width)}``. Crowd regions are left out: they are no single object to learn from.
-    A photo that cannot be decoded gives ``{"image": None, ...}``, which the collator drops and counts. Of a photo with more
-    than ``most_objects`` the largest are taken.
+    A sample is ``{"image": uint8 [H, W, 3], "boxes_xyxy": float32 [n, 4] (pixels of ``image``), "class_labels": int64
+    [n], "image_id": int, "orig_size": (height, width)}``. Crowd regions are left out: they are no single object to
+    learn from. A photo that cannot be decoded gives ``{"image": None, ...}``, which the collator drops and counts. Of a
+    photo with more than ``most_objects`` the largest are taken.
     """
 
     def __init__(self, index: CocoIndex, resize, augment=None, seed: int = 0, most_objects: int | None = None):
-        self.index, self.resize, self.augment, self.seed, self.epoch, self.most_objects = index, resize, augment, seed, 0, most_objects
-        index.boxes_xyxy  # computed here and not in each data-loader worker, which would then have a copy of its own
+        self.index, self.resize, self.augment, self.seed, self.epoch, self.most_objects = (
+            index,
+            resize,
+            augment,
+            seed,
+            0,
+            most_objects,
+        )
+        _ = (
+            index.boxes_xyxy
+        )  # computed here and not in each data-loader worker, which would then have a copy of its own
 
     def __len__(self) -> int:
         return len(self.index)
@@ -81,12 +93,16 @@ class CocoDetection(torch.utils.data.Dataset):
         image, boxes_xyxy = self.resize(image, index.boxes_xyxy[rows])
         labels = index.labels[rows]
         if self.augment is not None:
-            image, boxes_xyxy, labels = self.augment(image, boxes_xyxy, labels, sample_seed(self.seed, self.epoch, sample["image_id"]))
+            image, boxes_xyxy, labels = self.augment(
+                image, boxes_xyxy, labels, sample_seed(self.seed, self.epoch, sample["image_id"])
+            )
         return {**sample, "image": image, "boxes_xyxy": boxes_xyxy, "class_labels": labels}
 
 
 def leave_signals_to_the_loop(_worker: int) -> None:
-    """For data-loader workers: a Ctrl-C or SIGTERM that reaches every process must not kill them before the loop has stopped."""
+    """For data-loader workers: a Ctrl-C or SIGTERM that reaches every process must not kill them before the loop has
+    stopped.
+    """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
 

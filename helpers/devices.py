@@ -1,4 +1,5 @@
 """Which device a run uses, and in which precision."""
+
 from __future__ import annotations
 
 import contextlib
@@ -17,7 +18,8 @@ def pick_device() -> torch.device:
 
 
 def resolve_precision(wanted: str) -> tuple[str, str]:
-    """``(fp32 | fp16 | bf16, sentence)``: what a config's ``precision`` becomes on this machine, and why (empty if as asked).
+    """``(fp32 | fp16 | bf16, sentence)``: what a config's ``precision`` becomes on this machine, and why (empty if as
+    asked).
 
     ``auto`` is bf16 where the hardware computes in it, else fp16 on a GPU and fp32 on a CPU. fp16 needs a GPU.
     """
@@ -35,7 +37,9 @@ def autocast(wanted: str) -> Callable:
     precision, _ = resolve_precision(wanted)
     if precision == "fp32":
         return contextlib.nullcontext
-    return functools.partial(torch.autocast, pick_device().type, dtype={"fp16": torch.float16, "bf16": torch.bfloat16}[precision])
+    return functools.partial(
+        torch.autocast, pick_device().type, dtype={"fp16": torch.float16, "bf16": torch.bfloat16}[precision]
+    )
 
 
 def _cpu_has_bf16() -> bool:
@@ -46,7 +50,17 @@ def _cpu_has_bf16() -> bool:
 
 def environment() -> dict:
     """The machine and the versions that a figure belongs to; no user or host names."""
-    packages = ("torch", "torchvision", "transformers", "timm", "accelerate", "albumentations", "pycocotools", "hotcoco", "numpy")
+    packages = (
+        "torch",
+        "torchvision",
+        "transformers",
+        "timm",
+        "accelerate",
+        "albumentations",
+        "pycocotools",
+        "hotcoco",
+        "numpy",
+    )
     return {
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
@@ -59,7 +73,9 @@ def environment() -> dict:
 
 @contextlib.contextmanager
 def named_range(name: str):
-    """A range that the profiler shows by name; while it records on a GPU, the range lasts until its kernels are done."""
+    """A range that the profiler shows by name; while it records on a GPU, the range lasts until its kernels are
+    done.
+    """
     wait = torch.cuda.is_available() and torch.autograd._profiler_enabled()
     if wait:
         torch.cuda.synchronize()

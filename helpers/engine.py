@@ -1,4 +1,5 @@
 """How the learning rate goes over a run, and how the weights are averaged along it."""
+
 from __future__ import annotations
 
 import contextlib
@@ -35,16 +36,21 @@ def lr_factor(step: int, total: int, scheduler: str, warmup_ratio: float) -> flo
 
 
 class MovingAverage:
-    """An exponential moving average of a model's weights and buffers (``module``), whose decay grows with the count of updates.
+    """An exponential moving average of a model's weights and buffers (``module``), whose decay grows with the count of
+    updates.
 
-    With the full decay from the start, the first weights, and above all the first variances of the batch norms, would still
-    weigh a fifth after 1,500 steps at 0.999: the averaged detector would find nothing while the trained one learns.
-    What is frozen is its own average, and left alone.
+    With the full decay from the start, the first weights, and above all the first variances of the batch norms, would
+    still weigh a fifth after 1,500 steps at 0.999: the averaged detector would find nothing while the trained one
+    learns. What is frozen is its own average, and left alone.
     """
 
     def __init__(self, model: nn.Module, decay: float):
         self.module, self.decay, self.count = copy.deepcopy(model), decay, 0
-        pairs = [(old, new) for old, new in zip(self.module.parameters(), model.parameters(), strict=True) if new.requires_grad]
+        pairs = [
+            (old, new)
+            for old, new in zip(self.module.parameters(), model.parameters(), strict=True)
+            if new.requires_grad
+        ]
         pairs += zip(self.module.buffers(), model.buffers(), strict=True)
         self.averaged = [old for old, _ in pairs if old.is_floating_point()]
         self.current = [new for _, new in pairs if new.is_floating_point()]
@@ -62,14 +68,28 @@ class MovingAverage:
 def eval_loader(index: CocoIndex, preprocess: Preprocess, batch_size: int, num_workers: int) -> DataLoader:
     """Batches of a split without augmentation; photos of like shape together, so that little is padding."""
     order = np.argsort(index.widths / index.heights, kind="stable")
-    return DataLoader(CocoDetection(index, preprocess.resize), batch_sampler=[order[k : k + batch_size] for k in range(0, len(order), batch_size)],
-                      num_workers=num_workers, collate_fn=preprocess.collate, pin_memory=torch.cuda.is_available(),
-                      generator=torch.Generator(), worker_init_fn=leave_signals_to_the_loop)
+    return DataLoader(
+        CocoDetection(index, preprocess.resize),
+        batch_sampler=[order[k : k + batch_size] for k in range(0, len(order), batch_size)],
+        num_workers=num_workers,
+        collate_fn=preprocess.collate,
+        pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator(),
+        worker_init_fn=leave_signals_to_the_loop,
+    )
 
 
 @torch.inference_mode()
-def predict(model, processor, preprocess: Preprocess, loader: Iterable[dict], category_ids: tuple[int, ...], device="cpu",
-            autocast: Callable = contextlib.nullcontext, with_loss: bool = False) -> tuple[Detections, dict[str, float]]:
+def predict(
+    model,
+    processor,
+    preprocess: Preprocess,
+    loader: Iterable[dict],
+    category_ids: tuple[int, ...],
+    device="cpu",
+    autocast: Callable = contextlib.nullcontext,
+    with_loss: bool = False,
+) -> tuple[Detections, dict[str, float]]:
     """Detections of every photo in COCO's results format, and the mean loss parts (empty unless ``with_loss``).
 
     Every query is kept (threshold 0: average precision needs the low scores too); boxes are in the original photo's
@@ -94,13 +114,26 @@ def predict(model, processor, preprocess: Preprocess, loader: Iterable[dict], ca
     return Detections.joined(found), {name: float(value) / photos for name, value in sums.items()}
 
 
-def to_coco(output, processor, image_ids: list[int], orig_sizes: torch.Tensor, category_ids: tuple[int, ...]) -> Detections:
-    """A model's output for a batch as COCO results, highest score first within a photo; ``orig_sizes`` [B, 2] (height, width)."""
-    output.logits, output.pred_boxes = output.logits.float().cpu(), output.pred_boxes.float().cpu()  # once a batch, not for each photo
+def to_coco(
+    output, processor, image_ids: list[int], orig_sizes: torch.Tensor, category_ids: tuple[int, ...]
+) -> Detections:
+    """A model's output for a batch as COCO results, highest score first within a photo; ``orig_sizes`` [B, 2]
+    (height, width).
+    """
+    output.logits, output.pred_boxes = (
+        output.logits.float().cpu(),
+        output.pred_boxes.float().cpu(),
+    )  # once a batch, not for each photo
     results = processor.post_process_object_detection(output, threshold=0.0, target_sizes=orig_sizes)
     orders = [result["scores"].argsort(descending=True, stable=True) for result in results]
-    score, label, boxes_xyxy = (torch.cat([result[name][order] for result, order in zip(results, orders)]).double().numpy()
-                                for name in ("scores", "labels", "boxes"))
+    score, label, boxes_xyxy = (
+        torch.cat([result[name][order] for result, order in zip(results, orders)]).double().numpy()
+        for name in ("scores", "labels", "boxes")
+    )
     bbox = np.hstack([boxes_xyxy[:, :2], boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]])
-    return Detections(np.repeat(np.array(image_ids, np.int64), [len(order) for order in orders]),
-                      np.array(category_ids, np.int64)[label.astype(np.int64)], bbox, score)
+    return Detections(
+        np.repeat(np.array(image_ids, np.int64), [len(order) for order in orders]),
+        np.array(category_ids, np.int64)[label.astype(np.int64)],
+        bbox,
+        score,
+    )

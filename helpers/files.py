@@ -1,4 +1,5 @@
 """Files and paths: where the project is, one way to write a file, and mistakes that the user can mend."""
+
 from __future__ import annotations
 
 import contextlib
@@ -71,8 +72,10 @@ def save_figure(figure, path: Path, dpi: int = 110) -> Path:
 def require(path: Path, made_by: str) -> Path:
     """``path`` if it is there, else a UserError that names the notebook (``03_train``) which makes it."""
     if not Path(path).exists():
-        raise UserError(f"{portable(Path(path))} is missing: run notebook {made_by} first "
-                        f"(python -m helpers.run --only {made_by[:2]}).")
+        raise UserError(
+            f"{portable(Path(path))} is missing: run notebook {made_by} first "
+            f"(python -m helpers.run --only {made_by[:2]})."
+        )
     return Path(path)
 
 
@@ -92,7 +95,9 @@ def portable(value):
 
 @contextlib.contextmanager
 def locked(file: Path, busy: str) -> Iterator[None]:
-    """Hold the lock ``file``; the system releases it however the process ends. ``UserError(busy)`` when another one has it."""
+    """Hold the lock ``file``; the system releases it however the process ends. ``UserError(busy)`` when another one
+    has it.
+    """
     file.parent.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(file, timeout=0):

@@ -1,4 +1,5 @@
 """From a model to COCO detections, and from detections to COCO's numbers."""
+
 from __future__ import annotations
 
 import contextlib
@@ -16,14 +17,20 @@ import pandas as pd
 from helpers.files import UserError, write_atomic
 from helpers.index import CocoIndex
 
-STATS = ("mAP", "mAP50", "mAP75", "mAP_small", "mAP_medium", "mAP_large",
-         "AR1", "AR10", "AR100", "AR_small", "AR_medium", "AR_large")  # COCO's twelve, in COCO's order
-
-
-
-
-
-
+STATS = (
+    "mAP",
+    "mAP50",
+    "mAP75",
+    "mAP_small",
+    "mAP_medium",
+    "mAP_large",
+    "AR1",
+    "AR10",
+    "AR100",
+    "AR_small",
+    "AR_medium",
+    "AR_large",
+)  # COCO's twelve, in COCO's order
 
 
 def save_detections(path: Path, detections: Sequence[dict]) -> Path:
@@ -42,21 +49,36 @@ def load_detections(path: Path) -> list[dict]:
 
 
 def ground_truth(index: CocoIndex) -> dict:
-    """An index back as a COCO document: ids, crowds and areas as published; what metrics and error analysis compare with."""
+    """An index back as a COCO document: ids, crowds and areas as published; what metrics and error analysis compare
+    with.
+    """
     owner = np.repeat(np.arange(len(index)), np.diff(index.starts))
     return {
-        "images": [{"id": int(i), "file_name": str(name), "height": int(h), "width": int(w)}
-                   for i, name, h, w in zip(index.image_ids, index.file_names, index.heights, index.widths)],
+        "images": [
+            {"id": int(i), "file_name": str(name), "height": int(h), "width": int(w)}
+            for i, name, h, w in zip(index.image_ids, index.file_names, index.heights, index.widths)
+        ],
         "categories": [{"id": c, "name": name} for c, name in zip(index.category_ids, index.classes)],
         "annotations": [
-            {"id": int(k), "image_id": int(index.image_ids[i]), "category_id": index.category_ids[label], "bbox": box,
-             "area": float(area), "iscrowd": int(crowd)}
-            for k, i, label, box, area, crowd in zip(index.annotation_ids, owner, index.labels, index.bbox.tolist(), index.areas, index.iscrowd)],
+            {
+                "id": int(k),
+                "image_id": int(index.image_ids[i]),
+                "category_id": index.category_ids[label],
+                "bbox": box,
+                "area": float(area),
+                "iscrowd": int(crowd),
+            }
+            for k, i, label, box, area, crowd in zip(
+                index.annotation_ids, owner, index.labels, index.bbox.tolist(), index.areas, index.iscrowd
+            )
+        ],
     }
 
 
 def evaluator(gt: dict, detections: Sequence[dict], engine: str = "hotcoco"):
-    """COCO's box evaluation, run: ``hotcoco`` (fast) or ``pycocotools`` (the reference). Detections must not be empty."""
+    """COCO's box evaluation, run: ``hotcoco`` (fast) or ``pycocotools`` (the reference). Detections must not be
+    empty.
+    """
     if engine == "hotcoco":
         from hotcoco import COCO, COCOeval
 
@@ -107,12 +129,6 @@ def _mean(values: np.ndarray) -> float:
     return float(valid.mean()) if valid.size else -1.0
 
 
-
-
-
-
-
-
 @dataclass(frozen=True, eq=False)
 class Detections(Sequence):
     """D detections: ``image_id`` [D], ``category_id`` [D], ``bbox`` [D, 4] in pixels, ``score`` [D].
@@ -134,14 +150,21 @@ class Detections(Sequence):
         def column(name: str, kind) -> np.ndarray:
             return np.fromiter(map(itemgetter(name), records), kind, len(records))
 
-        return cls(column("image_id", np.int64), column("category_id", np.int64), bboxes(records), column("score", float))
+        return cls(
+            column("image_id", np.int64), column("category_id", np.int64), bboxes(records), column("score", float)
+        )
 
     @classmethod
     def joined(cls, parts: Sequence[Detections]) -> Detections:
         """One after the other."""
         if not parts:
             return cls.of([])
-        return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in ("image_id", "category_id", "bbox", "score")))
+        return cls(
+            *(
+                np.concatenate([getattr(part, name) for part in parts])
+                for name in ("image_id", "category_id", "bbox", "score")
+            )
+        )
 
     def table(self, rows: np.ndarray | slice = slice(None)) -> np.ndarray:
         """[D, 7], as pycocotools and hotcoco read it: image id, x, y, w, h, score, category id."""
@@ -151,13 +174,17 @@ class Detections(Sequence):
         return len(self.score)
 
     def __getitem__(self, k: int) -> dict:
-        return {"image_id": int(self.image_id[k]), "category_id": int(self.category_id[k]), "bbox": self.bbox[k].tolist(),
-                "score": float(self.score[k])}
+        return {
+            "image_id": int(self.image_id[k]),
+            "category_id": int(self.category_id[k]),
+            "bbox": self.bbox[k].tolist(),
+            "score": float(self.score[k]),
+        }
 
     def __iter__(self) -> Iterator[dict]:
         names = ("image_id", "category_id", "bbox", "score")
         for start in range(0, len(self), 10_000):
-            part = (getattr(self, name)[start:start + 10_000].tolist() for name in names)
+            part = (getattr(self, name)[start : start + 10_000].tolist() for name in names)
             yield from (dict(zip(names, row)) for row in zip(*part))
 
 

@@ -1,4 +1,5 @@
 """The detector: a checkpoint's weights with a class head for our classes, its processor, its parameter groups."""
+
 from __future__ import annotations
 
 import contextlib
@@ -35,13 +36,15 @@ class Detector:
         self.processor.save_pretrained(folder)
 
 
-def load_detector(cfg: Config, classes: tuple[str, ...], source: str | Path | None = None, class_head: str | None = None) -> Detector:
+def load_detector(
+    cfg: Config, classes: tuple[str, ...], source: str | Path | None = None, class_head: str | None = None
+) -> Detector:
     """``source`` (default ``cfg.model``: a hub name or a folder) with a head for ``classes``.
 
-    ``class_head`` (default ``cfg.class_head``): ``remap`` copies the rows of the checkpoint's class tensors by class name,
-    and the no-object row where there is one, so that the logits of these classes stay what they were; ``reset`` leaves
-    them newly initialised. Raises UserError when the checkpoint cannot be had, or when weights outside of the class
-    head are missing or do not fit.
+    ``class_head`` (default ``cfg.class_head``): ``remap`` copies the rows of the checkpoint's class tensors by class
+    name, and the no-object row where there is one, so that the logits of these classes stay what they were; ``reset``
+    leaves them newly initialised. Raises UserError when the checkpoint cannot be had, or when weights outside of the
+    class head are missing or do not fit.
     """
     class_head = class_head or cfg.class_head
     where = locate(str(source or cfg.model))
@@ -52,22 +55,42 @@ def load_detector(cfg: Config, classes: tuple[str, ...], source: str | Path | No
         theirs = AutoConfig.from_pretrained(where, trust_remote_code=False)  # a checkpoint's own code is never run
         torch.manual_seed(cfg.seed)  # of the rows that start untrained
         model, info = AutoModelForObjectDetection.from_pretrained(
-            where, id2label=id2label, label2id={name: k for k, name in id2label.items()}, auxiliary_loss=cfg.auxiliary_loss,
-            dtype=torch.float32, ignore_mismatched_sizes=True, output_loading_info=True, use_safetensors=True,
-            trust_remote_code=False)
+            where,
+            id2label=id2label,
+            label2id={name: k for k, name in id2label.items()},
+            auxiliary_loss=cfg.auxiliary_loss,
+            dtype=torch.float32,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            use_safetensors=True,
+            trust_remote_code=False,
+        )
     class_tensors = class_rows(model.config)
     wrong = [f"{name} is missing" for name in info["missing_keys"]]
     wrong += [f"{key[0]} does not fit" for key in info["mismatched_keys"] if key[0] not in class_tensors]
     if wrong:
-        raise UserError(f"{source or cfg.model} is not a whole {type(model).__name__} checkpoint: {'; '.join(wrong[:5])}.")
-    report = [f"{len(model.state_dict())} tensors, none missing", f"{len(info['unexpected_keys'])} unexpected, left out: "
-              + ", ".join(sorted(info["unexpected_keys"])[:3])] if info["unexpected_keys"] else [f"{len(model.state_dict())} tensors, none missing or unexpected"]
+        raise UserError(
+            f"{source or cfg.model} is not a whole {type(model).__name__} checkpoint: {'; '.join(wrong[:5])}."
+        )
+    report = (
+        [
+            f"{len(model.state_dict())} tensors, none missing",
+            f"{len(info['unexpected_keys'])} unexpected, left out: " + ", ".join(sorted(info["unexpected_keys"])[:3]),
+        ]
+        if info["unexpected_keys"]
+        else [f"{len(model.state_dict())} tensors, none missing or unexpected"]
+    )
     fresh: set[str] = set()
     if class_head == "reset":
         fresh = reset_head(model)
         report.append(f"class rows newly initialised in {', '.join(sorted(fresh))}")
     elif list(theirs.id2label.values()) != list(classes):
-        fresh = remap_head(model, AutoModelForObjectDetection.from_pretrained(where, dtype=torch.float32, use_safetensors=True), classes, report)
+        fresh = remap_head(
+            model,
+            AutoModelForObjectDetection.from_pretrained(where, dtype=torch.float32, use_safetensors=True),
+            classes,
+            report,
+        )
     freeze(model, cfg.freeze_stages)
     model.loss_function = loss_in_fp32(model.loss_function)
     return Detector(model, processor, read_processor(processor), fresh, report)
@@ -111,13 +134,17 @@ def quiet() -> None:
 def _cannot_load(name: str, error: Exception) -> str:
     text = str(error).strip().split("\n")[0]
     if "connect" in str(error).lower() or "offline" in str(error).lower() or "couldn't" in text.lower():
-        return (f"{name} could not be fetched from the model hub (huggingface.co is not reachable, and it is not in the local "
-                "cache): connect once, or give model=<a folder with the checkpoint>; preset demo needs no network.")
+        return (
+            f"{name} could not be fetched from the model hub (huggingface.co is not reachable, and it is not in "
+            f"the local "
+            "cache): connect once, or give model=<a folder with the checkpoint>; preset demo needs no network."
+        )
     return f"{name} cannot be loaded as an object detector: {text}"
 
 
 def class_rows(config) -> dict[str, int]:
-    """Names of the tensors whose first dimension counts classes -> rows beyond the classes (1: a no-object or padding row).
+    """Names of the tensors whose first dimension counts classes -> rows beyond the classes (1: a no-object or padding
+    row).
 
     Which tensors those are differs per model family; they are found by comparing the shapes of two models (without
     weights) that differ in one class.
@@ -127,19 +154,28 @@ def class_rows(config) -> dict[str, int]:
         config = copy.deepcopy(config)
         config.id2label = {k: f"class {k}" for k in range(count)}
         with torch.device("meta"):
-            shapes.append({name: tuple(t.shape) for name, t in AutoModelForObjectDetection.from_config(config).state_dict().items()})
+            shapes.append(
+                {
+                    name: tuple(t.shape)
+                    for name, t in AutoModelForObjectDetection.from_config(config).state_dict().items()
+                }
+            )
     return {name: shape[0] - config.num_labels + 1 for name, shape in shapes[0].items() if shapes[1][name] != shape}
 
 
 @torch.no_grad()
 def remap_head(model: nn.Module, source: nn.Module, classes: tuple[str, ...], report: list[str]) -> set[str]:
-    """Copy class rows of ``source`` into ``model`` by class name; returns the names of tensors with rows left untrained."""
+    """Copy class rows of ``source`` into ``model`` by class name; returns the names of tensors with rows left
+    untrained.
+    """
     index = {str(name).lower(): int(k) for k, name in source.config.id2label.items()}
     found = {k: index[name.lower()] for k, name in enumerate(classes) if name.lower() in index}
     missing = [name for name in classes if name.lower() not in index]
     if not found:
-        raise UserError(f"class_head=remap: the checkpoint knows none of {', '.join(classes)} (it knows "
-                        f"{', '.join(map(str, list(index)[:5]))}, ...); use class_head=reset.")
+        raise UserError(
+            f"class_head=remap: the checkpoint knows none of {', '.join(classes)} (it knows "
+            f"{', '.join(map(str, list(index)[:5]))}, ...); use class_head=reset."
+        )
     into, tensors = model.state_dict(), source.state_dict()
     rows = class_rows(model.config)
     for name, extra in rows.items():
@@ -164,17 +200,24 @@ def reset_head(model: nn.Module) -> set[str]:
 
 def backbone_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """The backbone's parameters (without the projections behind it), by name."""
-    return {name: p for name, p in model.named_parameters() if "backbone" in name.split(".encoder.")[0] and "input_proj" not in name}
+    return {
+        name: p
+        for name, p in model.named_parameters()
+        if "backbone" in name.split(".encoder.")[0] and "input_proj" not in name
+    }
 
 
 def stage_of(name: str) -> int:
-    """The stage of a backbone parameter: 0 is the stem, then as ResNet's layer1.. or EfficientNet's blocks.0.. count."""
+    """The stage of a backbone parameter: 0 is the stem, then as ResNet's layer1.. or EfficientNet's blocks.0..
+    count.
+    """
     match = re.search(r"(?:layer|blocks\.|stages\.|stages_)(\d+)", name)
     return 0 if match is None else int(match[1]) + ("layer" not in match[0])
 
 
 def freeze(model: nn.Module, stages: int) -> None:
-    """Fix the first ``stages`` stages of the backbone (1: the stem; 2: stem and first stage, as DETR's paper), train the rest.
+    """Fix the first ``stages`` stages of the backbone (1: the stem; 2: stem and first stage, as DETR's paper), train
+    the rest.
 
     The backbone's batch norms are fixed everywhere: a batch of eight is too small to learn statistics from.
     """
@@ -185,7 +228,11 @@ def freeze(model: nn.Module, stages: int) -> None:
 
 def _backbone_norms(model: nn.Module) -> list[nn.Module]:
     names = {name.rsplit(".", 1)[0] for name in backbone_parameters(model)}
-    return [module for name, module in model.named_modules() if name in names and isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    return [
+        module
+        for name, module in model.named_modules()
+        if name in names and isinstance(module, nn.modules.batchnorm._BatchNorm)
+    ]
 
 
 def train_mode(model: nn.Module) -> nn.Module:
@@ -197,7 +244,8 @@ def train_mode(model: nn.Module) -> nn.Module:
 
 
 def parameter_groups(detector: Detector, cfg: Config) -> list[dict]:
-    """AdamW's groups: ``backbone`` at ``lr_backbone``, ``rest`` at ``lr``, ``new_head`` (rows that start untrained) at ``lr_head``.
+    """AdamW's groups: ``backbone`` at ``lr_backbone``, ``rest`` at ``lr``, ``new_head`` (rows that start untrained) at
+    ``lr_head``.
 
     Biases and norms are not decayed. Frozen parameters are in no group.
     """
@@ -208,8 +256,10 @@ def parameter_groups(detector: Detector, cfg: Config) -> list[dict]:
         if parameter.requires_grad:
             part = "backbone" if name in backbone else "new_head" if name in detector.fresh else "rest"
             groups.setdefault((part, parameter.ndim > 1), []).append(parameter)
-    return [{"params": parameters, "lr": rates[part], "weight_decay": cfg.weight_decay if decayed else 0.0, "name": part}
-            for (part, decayed), parameters in groups.items()]
+    return [
+        {"params": parameters, "lr": rates[part], "weight_decay": cfg.weight_decay if decayed else 0.0, "name": part}
+        for (part, decayed), parameters in groups.items()
+    ]
 
 
 def loss_in_fp32(loss_function):
@@ -233,6 +283,9 @@ def loss_parts(output, config) -> dict[str, torch.Tensor]:
     weights = {"cardinality_error": 0.0}  # a figure to look at, not a loss
     if not hasattr(config, "weight_loss_vfl"):  # the RT-DETR family reports its parts weighted, DETR does not
         weights |= {"loss_bbox": config.bbox_loss_coefficient, "loss_giou": config.giou_loss_coefficient}
-    main = {name: value.detach() * weights.get(name, 1.0) for name, value in output.loss_dict.items()
-            if not re.search(r"(_\d+|_aux_\d+|_dn_\d+)$", name) and name != "cardinality_error"}
+    main = {
+        name: value.detach() * weights.get(name, 1.0)
+        for name, value in output.loss_dict.items()
+        if not re.search(r"(_\d+|_aux_\d+|_dn_\d+)$", name) and name != "cardinality_error"
+    }
     return {"loss": output.loss.detach(), **main, "loss_auxiliary": output.loss.detach() - sum(main.values())}

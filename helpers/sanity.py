@@ -1,4 +1,5 @@
 """Checks of the data path: what goes into a batch must come back out of it."""
+
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
@@ -20,12 +21,16 @@ from helpers.pictures.colours import BLUE, GREY, ORANGE
 
 def class_table(indices: dict[str, CocoIndex]) -> pd.DataFrame:
     """Instances (without crowd regions) per class, a column per split."""
-    columns = {split: np.bincount(index.labels[~index.iscrowd], minlength=len(index.classes)) for split, index in indices.items()}
+    columns = {
+        split: np.bincount(index.labels[~index.iscrowd], minlength=len(index.classes))
+        for split, index in indices.items()
+    }
     return pd.DataFrame(columns, index=pd.Index(next(iter(indices.values())).classes, name="class"))
 
 
 def size_table(indices: dict[str, CocoIndex]) -> pd.DataFrame:
     """Share of small (< 32² px), medium and large (> 96² px) objects by COCO's area, a column per split."""
+
     def shares(index: CocoIndex) -> list[float]:
         areas = index.areas[~index.iscrowd]
         small, large = (areas < 32**2).sum(), (areas > 96**2).sum()
@@ -36,19 +41,25 @@ def size_table(indices: dict[str, CocoIndex]) -> pd.DataFrame:
 
 def is_bijective(index: CocoIndex) -> bool:
     """Whether category ids and class indices map one to one, and image and annotation ids are unique."""
-    unique = all(len(set(values)) == len(values) for values in (index.category_ids, index.classes, index.image_ids.tolist(),
-                                                                index.annotation_ids.tolist()))
+    unique = all(
+        len(set(values)) == len(values)
+        for values in (index.category_ids, index.classes, index.image_ids.tolist(), index.annotation_ids.tolist())
+    )
     return unique and (len(index.labels) == 0 or (index.labels.min() >= 0 and index.labels.max() < len(index.classes)))
 
 
 def collated(index: CocoIndex, preprocess: Preprocess, positions: list[int]) -> dict:
-    """The batch of the photos at ``positions``, without augmentation, with ``pixel_values`` normalised as for the model."""
+    """The batch of the photos at ``positions``, without augmentation, with ``pixel_values`` normalised as for the
+    model.
+    """
     dataset = CocoDetection(index, preprocess.resize)
     batch = preprocess.collate([dataset[int(i)] for i in positions])
     return {**batch, **preprocess.to_device(batch)}
 
 
-def drawn_back(batch: dict, preprocess: Preprocess, classes: tuple[str, ...]) -> tuple[np.ndarray, list[np.ndarray], list[list[str]]]:
+def drawn_back(
+    batch: dict, preprocess: Preprocess, classes: tuple[str, ...]
+) -> tuple[np.ndarray, list[np.ndarray], list[list[str]]]:
     """From a batch's tensors back to pictures [B, H, W, 3], ``boxes_xyxy`` in their pixels, and class names."""
     images = preprocess.to_images(batch["pixel_values"])
     if "pixel_mask" in batch:
@@ -71,8 +82,10 @@ def oracle_detections(index: CocoIndex, preprocess: Preprocess, batch_size: int 
         batch = preprocess.collate([blank[i] for i in range(start, min(start + batch_size, len(index)))])
         for image_id, (height, width), label in zip(batch["image_ids"], batch["orig_sizes"].tolist(), batch["labels"]):
             bbox = xyxy_to_xywh(cxcywh_to_xyxy(label["boxes"].to(torch.float64), height, width)).tolist()
-            detections += [{"image_id": image_id, "category_id": index.category_ids[k], "bbox": box, "score": 1.0}
-                           for k, box in zip(label["class_labels"].tolist(), bbox)]
+            detections += [
+                {"image_id": image_id, "category_id": index.category_ids[k], "bbox": box, "score": 1.0}
+                for k, box in zip(label["class_labels"].tolist(), bbox)
+            ]
     return detections
 
 
@@ -88,7 +101,9 @@ def drop_broken_images(index: CocoIndex, workers: int = 2) -> CocoIndex:
     with ThreadPoolExecutor(workers) as pool:
         problems = list(pool.map(problem, range(len(index))))
     dropped = [{"file": str(index.file_names[i]), "why": why} for i, why in enumerate(problems) if why]
-    return index.take(np.array([i for i, why in enumerate(problems) if not why], dtype=int), dropped) if dropped else index
+    return (
+        index.take(np.array([i for i, why in enumerate(problems) if not why], dtype=int), dropped) if dropped else index
+    )
 
 
 def class_counts(table: pd.DataFrame) -> Figure:
@@ -114,10 +129,26 @@ def box_sizes(indices: dict[str, CocoIndex]) -> Figure:
     bins = np.geomspace(2, 800, 50)
     for (split, index), colour in zip(indices.items(), (BLUE, ORANGE)):
         sides = np.sqrt(index.areas[~index.iscrowd])
-        axis.hist(sides, bins, histtype="step", linewidth=2, color=colour, label=split, weights=np.full(len(sides), 100 / max(1, len(sides))))
+        axis.hist(
+            sides,
+            bins,
+            histtype="step",
+            linewidth=2,
+            color=colour,
+            label=split,
+            weights=np.full(len(sides), 100 / max(1, len(sides))),
+        )
     for limit, name in ((32, "small | medium"), (96, "medium | large")):
         axis.axvline(limit, color=GREY, linestyle=":")
-        axis.text(limit, 1.01, name, transform=axis.get_xaxis_transform(), verticalalignment="bottom", horizontalalignment="center", fontsize=8)
+        axis.text(
+            limit,
+            1.01,
+            name,
+            transform=axis.get_xaxis_transform(),
+            verticalalignment="bottom",
+            horizontalalignment="center",
+            fontsize=8,
+        )
     axis.set_xscale("log")
     axis.set_xticks([4, 8, 16, 32, 64, 96, 200, 400], ["4", "8", "16", "32", "64", "96", "200", "400"])
     axis.minorticks_off()

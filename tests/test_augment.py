@@ -1,4 +1,5 @@
 """Augmentation keeps boxes, labels and pixels together; what holds for any input is in test_properties.py."""
+
 import numpy as np
 import pytest
 
@@ -31,7 +32,8 @@ def test_same_seed_same_picture():
 
 
 def test_steps_are_drawn_independently():
-    """Flip and contrast, each for every other photo: all four cases must come, about equally often. With one seed for each step
+    """Flip and contrast, each for every other photo: all four cases must come, about equally often. With one seed for
+    each step
     they would come together or not at all."""
     ramp = np.repeat(np.linspace(60, 180, 64, dtype=np.uint8)[None, :, None], 3, axis=2).repeat(8, axis=0)
     light, cases = Augment("light"), []

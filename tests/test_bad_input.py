@@ -1,4 +1,7 @@
-"""Odd and broken data all the way: read, augmented, collated, trained on for a step and evaluated, with everything invalid counted."""
+"""Odd and broken data all the way: read, augmented, collated, trained on for a step and evaluated, with everything
+invalid counted.
+"""
+
 from __future__ import annotations
 
 import json
@@ -44,27 +47,68 @@ def save_photos(folder) -> dict[str, tuple[int, int]]:
     return sizes | {"turned_back.jpg": (60, 80), "one.png": (1, 1), "panorama.png": (20_000, 10)}
 
 
-GOOD = {"plain.jpg", "grey.jpg", "cmyk.jpg", "sixteen.png", "turned.jpg", "turned_back.jpg", "frames.gif", "one.png", "panorama.png"}
-BAD_BOXES = [[1, 1, 0, 5], [1, 1, 5, -5], [500, 1, 5, 5], [1, math.nan, 5, 5], [0, 0, 1e9, 1e9], [1, 1, math.inf, 5], [0, 0, 10**400, 5]]
+GOOD = {
+    "plain.jpg",
+    "grey.jpg",
+    "cmyk.jpg",
+    "sixteen.png",
+    "turned.jpg",
+    "turned_back.jpg",
+    "frames.gif",
+    "one.png",
+    "panorama.png",
+}
+BAD_BOXES = [
+    [1, 1, 0, 5],
+    [1, 1, 5, -5],
+    [500, 1, 5, 5],
+    [1, math.nan, 5, 5],
+    [0, 0, 1e9, 1e9],
+    [1, 1, math.inf, 5],
+    [0, 0, 10**400, 5],
+]
 
 
 def write_split(data_dir, split: str, sizes: dict) -> int:
     """COCO's file for photos of :func:`save_photos`; gives the count of records in it that cannot be used."""
-    images = [{"id": k, "file_name": name, "width": w, "height": h} for k, (name, (w, h)) in enumerate(sizes.items(), start=1)]
+    images = [
+        {"id": k, "file_name": name, "width": w, "height": h} for k, (name, (w, h)) in enumerate(sizes.items(), start=1)
+    ]
     records = []
     for image in images:
         width, height = image["width"], image["height"]
-        boxes = [[width * 0.1, height * 0.1, width * 0.8, height * 0.7], [-0.4, -0.4, width * 0.5, height + 0.8]]  # a little outside
+        boxes = [
+            [width * 0.1, height * 0.1, width * 0.8, height * 0.7],
+            [-0.4, -0.4, width * 0.5, height + 0.8],
+        ]  # a little outside
         boxes = [] if image["file_name"] == "empty of objects.jpg" else boxes
         if image["file_name"] == "crowded.jpg":
             boxes = [[x * 0.7, y * 0.5, 9, 8] for x in range(100) for y in range(100)]
-        records += [{"id": len(records) + k, "image_id": image["id"], "category_id": 1 + k % 3, "bbox": box, "iscrowd": 0,
-                     "area": box[2] * box[3]} for k, box in enumerate(boxes, start=1)]
+        records += [
+            {
+                "id": len(records) + k,
+                "image_id": image["id"],
+                "category_id": 1 + k % 3,
+                "bbox": box,
+                "iscrowd": 0,
+                "area": box[2] * box[3],
+            }
+            for k, box in enumerate(boxes, start=1)
+        ]
     bad = [{**records[0], "id": 10**6 + k, "bbox": box} for k, box in enumerate(BAD_BOXES)]
-    bad += [{**records[0], "id": 10**7, "category_id": 99}, {**records[0]}, {**records[0], "id": 10**7 + 1, "image_id": 999},
-            {**records[0], "id": 10**7 + 2, "image_id": [1]}, {**records[0], "id": 10**7 + 3, "area": 10**400}]
+    bad += [
+        {**records[0], "id": 10**7, "category_id": 99},
+        {**records[0]},
+        {**records[0], "id": 10**7 + 1, "image_id": 999},
+        {**records[0], "id": 10**7 + 2, "image_id": [1]},
+        {**records[0], "id": 10**7 + 3, "area": 10**400},
+    ]
     images.append({**images[0]})  # an id that is there twice
-    coco = {"images": images, "annotations": records + bad, "categories": [{"id": k, "name": name} for k, name in enumerate(NAMES, 1)]}
+    coco = {
+        "images": images,
+        "annotations": records + bad,
+        "categories": [{"id": k, "name": name} for k, name in enumerate(NAMES, 1)],
+    }
     (data_dir / "annotations").mkdir(exist_ok=True)
     (data_dir / "annotations" / f"instances_{split}.json").write_text(json.dumps(coco))
     return len(bad) + 1
@@ -75,7 +119,9 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture(scope="module")
 def odd(tmp_path_factory):
-    """A data folder with everything odd in both splits, a tiny model of each family, and the number of unusable records in a split."""
+    """A data folder with everything odd in both splits, a tiny model of each family, and the number of unusable
+    records in a split.
+    """
     folder = tmp_path_factory.mktemp("odd")
     (folder / "data").mkdir()
     for split in ("train2017", "val2017"):
@@ -86,9 +132,22 @@ def odd(tmp_path_factory):
 
 
 def config(folder, family: str, **changes):
-    settings = dict(data_dir=folder / "data", output_dir=folder / "out", image_size=64, batch_size=3, epochs=1, num_workers=0,
-                    augment="full", overwrite=True, classes=NAMES, ema=0.0, precision="fp32")
-    return load_config("demo", model=str(folder / family), class_head="reset", run_name=family, **{**settings, **changes})
+    settings = {
+        "data_dir": folder / "data",
+        "output_dir": folder / "out",
+        "image_size": 64,
+        "batch_size": 3,
+        "epochs": 1,
+        "num_workers": 0,
+        "augment": "full",
+        "overwrite": True,
+        "classes": NAMES,
+        "ema": 0.0,
+        "precision": "fp32",
+    }
+    return load_config(
+        "demo", model=str(folder / family), class_head="reset", run_name=family, **{**settings, **changes}
+    )
 
 
 def test_what_cannot_be_used_is_counted(odd):
@@ -97,15 +156,26 @@ def test_what_cannot_be_used_is_counted(odd):
     index = open_split(config(folder, "detr"), "train2017")
     assert set(index.file_names) == GOOD | {"empty of objects.jpg", "crowded.jpg", "zero.jpg", "half.jpg"}
     assert len(index.dropped) == bad + 1, "the missing photo too; its annotations go with it"
-    for why in ("no area", "outside", "not four finite", "twice as large", "unknown category 99", "there twice", "no photo 999", "no photo [1]",
-                "the photo is missing", "is no number"):
+    for why in (
+        "no area",
+        "outside",
+        "not four finite",
+        "twice as large",
+        "unknown category 99",
+        "there twice",
+        "no photo 999",
+        "no photo [1]",
+        "the photo is missing",
+        "is no number",
+    ):
         assert any(why in row["why"] for row in index.dropped), why
     assert len(index.bbox) == 2 * (len(GOOD) + 2) + 10_000
 
 
 @pytest.mark.parametrize("family", ["detr", "dfine"])
 def test_odd_photos_go_all_the_way(odd, family):
-    """Every kind of photo through augmentation, collation, a training of an epoch and the evaluation; D-FINE would need gigabytes for
+    """Every kind of photo through augmentation, collation, a training of an epoch and the evaluation; D-FINE would need
+    gigabytes for
     the denoising queries of 10,000 boxes."""
     folder, _ = odd
     cfg = config(folder, family)
@@ -122,8 +192,12 @@ def test_odd_photos_go_all_the_way(odd, family):
     assert metrics["per_class"]["class"].tolist() == NAMES and 0 <= metrics["stats"]["mAP"] <= 1
     events = EventAccumulator(str(cfg.output_dir / "runs" / cfg.run_name))
     events.Reload()
-    written = [path.name for path in cfg.output_dir.rglob("*")] + [tag.replace("/", "") for tag in events.Tags()["scalars"]]
-    assert len(written) > 30 and all(re.fullmatch(r"[\w.-]+", name, re.ASCII) for name in written), "nothing of the data's names is in them"
+    written = [path.name for path in cfg.output_dir.rglob("*")] + [
+        tag.replace("/", "") for tag in events.Tags()["scalars"]
+    ]
+    assert len(written) > 30 and all(re.fullmatch(r"[\w.-]+", name, re.ASCII) for name in written), (
+        "nothing of the data's names is in them"
+    )
 
 
 @pytest.mark.parametrize("family", ["detr", "dfine"])
@@ -134,9 +208,15 @@ def test_data_set_without_one_single_box(odd, family, tmp_path):
         photos = tmp_path / "images" / split
         photos.mkdir(parents=True)
         for name in ("a.jpg", "b.jpg"):
-            Image.fromarray(np.random.default_rng(len(name)).integers(0, 255, (30, 40, 3), dtype=np.uint8)).save(photos / name)
+            Image.fromarray(np.random.default_rng(len(name)).integers(0, 255, (30, 40, 3), dtype=np.uint8)).save(
+                photos / name
+            )
         images = [{"id": k, "file_name": name, "width": 40, "height": 30} for k, name in enumerate(("a.jpg", "b.jpg"))]
-        coco = {"images": images, "annotations": [], "categories": [{"id": k, "name": name} for k, name in enumerate(NAMES, 1)]}
+        coco = {
+            "images": images,
+            "annotations": [],
+            "categories": [{"id": k, "name": name} for k, name in enumerate(NAMES, 1)],
+        }
         (tmp_path / "annotations").mkdir(exist_ok=True)
         (tmp_path / "annotations" / f"instances_{split}.json").write_text(json.dumps(coco))
     run = train(config(folder, family, data_dir=tmp_path, output_dir=tmp_path / "out"))
@@ -150,7 +230,9 @@ def test_empty_split_is_refused(odd, split, word, tmp_path):
     for name in ("train2017", "val2017"):
         coco = json.loads((folder / "data" / "annotations" / f"instances_{name}.json").read_text())
         (tmp_path / "annotations").mkdir(exist_ok=True)
-        (tmp_path / "annotations" / f"instances_{name}.json").write_text(json.dumps({**coco, "images": []} if name == split else coco))
+        (tmp_path / "annotations" / f"instances_{name}.json").write_text(
+            json.dumps({**coco, "images": []} if name == split else coco)
+        )
     (tmp_path / "images").symlink_to(folder / "data" / "images")
     with pytest.raises(UserError, match=f"The {word} split .* holds no usable photo"):
         build(config(folder, "detr", data_dir=tmp_path))

@@ -1,4 +1,5 @@
 """Conversions between box formats."""
+
 import numpy as np
 import torch
 import torchvision

@@ -1,4 +1,5 @@
 """Resizing, normalising and padding are the checkpoint's own processor's."""
+
 import numpy as np
 import pytest
 import torch
@@ -11,21 +12,32 @@ from helpers.files import UserError
 PROCESSORS = {
     "detr": DetrImageProcessor(size={"max_height": 160, "max_width": 160}),
     "d-fine": RTDetrImageProcessor(size={"height": 160, "width": 160}),
-    "normalised square": RTDetrImageProcessor(size={"height": 160, "width": 160}, do_normalize=True, image_mean=[0.5] * 3, image_std=[0.2] * 3),
+    "normalised square": RTDetrImageProcessor(
+        size={"height": 160, "width": 160}, do_normalize=True, image_mean=[0.5] * 3, image_std=[0.2] * 3
+    ),
 }
 
 
 def sample(height: int, width: int, boxes_xyxy: np.ndarray, image_id: int) -> dict:
     image = np.random.default_rng(image_id).integers(0, 255, (height, width, 3), dtype=np.uint8)
-    return {"image": image, "boxes_xyxy": boxes_xyxy.astype(np.float32), "class_labels": np.arange(len(boxes_xyxy)), "image_id": image_id,
-            "orig_size": (height, width)}
+    return {
+        "image": image,
+        "boxes_xyxy": boxes_xyxy.astype(np.float32),
+        "class_labels": np.arange(len(boxes_xyxy)),
+        "image_id": image_id,
+        "orig_size": (height, width),
+    }
 
 
 @pytest.fixture
 def photos() -> list[dict]:
     """Portrait, landscape, tiny, and one without any box."""
-    return [sample(300, 200, np.array([[10, 20, 150, 290], [0, 0, 20, 30]]), 1), sample(180, 420, np.array([[100, 50, 400, 170]]), 2),
-            sample(31, 57, np.array([[1, 2, 3, 4]]), 3), sample(100, 100, np.zeros((0, 4)), 4)]
+    return [
+        sample(300, 200, np.array([[10, 20, 150, 290], [0, 0, 20, 30]]), 1),
+        sample(180, 420, np.array([[100, 50, 400, 170]]), 2),
+        sample(31, 57, np.array([[1, 2, 3, 4]]), 3),
+        sample(100, 100, np.zeros((0, 4)), 4),
+    ]
 
 
 @pytest.mark.parametrize("kind", PROCESSORS)
@@ -34,9 +46,13 @@ def test_single_photos_are_the_processors_own(kind, photos):
     processor = PROCESSORS[kind]
     preprocess = read_processor(processor)
     for photo in photos:
-        annotations = [{"bbox": bbox, "category_id": k, "area": bbox[2] * bbox[3], "iscrowd": 0}
-                       for k, bbox in enumerate(xyxy_to_xywh(photo["boxes_xyxy"]).tolist())]
-        theirs = processor(images=photo["image"], annotations={"image_id": 1, "annotations": annotations}, return_tensors="pt")
+        annotations = [
+            {"bbox": bbox, "category_id": k, "area": bbox[2] * bbox[3], "iscrowd": 0}
+            for k, bbox in enumerate(xyxy_to_xywh(photo["boxes_xyxy"]).tolist())
+        ]
+        theirs = processor(
+            images=photo["image"], annotations={"image_id": 1, "annotations": annotations}, return_tensors="pt"
+        )
         image, boxes = preprocess.resize(photo["image"], photo["boxes_xyxy"])
         batch = preprocess.collate([{**photo, "image": image, "boxes_xyxy": boxes}])
         ours = preprocess.to_device(batch)
@@ -48,9 +64,13 @@ def test_single_photos_are_the_processors_own(kind, photos):
 
 
 def test_padding_changes_neither_boxes_nor_pixels(photos):
-    """The library's own batch gives boxes relative to the padded canvas; the checkpoint predicts them relative to the photo."""
+    """The library's own batch gives boxes relative to the padded canvas; the checkpoint predicts them relative to the
+    photo.
+    """
     preprocess = read_processor(PROCESSORS["detr"])
-    resized = [{**p, **dict(zip(("image", "boxes_xyxy"), preprocess.resize(p["image"], p["boxes_xyxy"])))} for p in photos]
+    resized = [
+        {**p, **dict(zip(("image", "boxes_xyxy"), preprocess.resize(p["image"], p["boxes_xyxy"])))} for p in photos
+    ]
     together = preprocess.to_device(preprocess.collate(resized))
     assert together["pixel_values"].shape == (4, 3, 160, 160)
     for k, one in enumerate(resized):
@@ -66,16 +86,24 @@ def test_padding_changes_neither_boxes_nor_pixels(photos):
 def test_batch_from_a_worker_is_the_same(kind, photos):
     """Masks and small tensors are not sent as they are; what arrives must be what was made, and of the same types."""
     preprocess = read_processor(PROCESSORS[kind])
-    resized = [{**p, **dict(zip(("image", "boxes_xyxy"), preprocess.resize(p["image"], p["boxes_xyxy"])))} for p in photos]
+    resized = [
+        {**p, **dict(zip(("image", "boxes_xyxy"), preprocess.resize(p["image"], p["boxes_xyxy"])))} for p in photos
+    ]
     here = preprocess.collate(resized)
     (there,) = torch.utils.data.DataLoader(resized, batch_size=4, num_workers=1, collate_fn=preprocess.collate)
     assert list(here) == list(there) and ("pixel_mask" in here) == (kind == "detr")
     for name, value in here.items():
         pairs = [(value, there[name])]
         if name == "labels":
-            pairs = [(one[key], other[key]) for one, other in zip(value, there[name], strict=True) for key in ("class_labels", "boxes")]
+            pairs = [
+                (one[key], other[key])
+                for one, other in zip(value, there[name], strict=True)
+                for key in ("class_labels", "boxes")
+            ]
         for one, other in pairs:
-            assert one == other if not torch.is_tensor(one) else one.dtype == other.dtype and torch.equal(one, other), name
+            assert one == other if not torch.is_tensor(one) else one.dtype == other.dtype and torch.equal(one, other), (
+                name
+            )
     unreadable = [{"image": None, "image_id": key} for key in (5, 6)]
     (nothing,) = torch.utils.data.DataLoader(unreadable, batch_size=2, num_workers=1, collate_fn=preprocess.collate)
     assert nothing == {"pixel_values": None, "unreadable": [5, 6]}
@@ -93,7 +121,9 @@ def test_extreme_shapes_resize_to_something():
     """A panorama of 20,000 x 10 pixels must not become zero pixels high."""
     preprocess = read_processor(PROCESSORS["detr"])
     for height, width in ((10, 20000), (20000, 10), (1, 1)):
-        image, boxes = preprocess.resize(np.zeros((height, width, 3), np.uint8), np.array([[0, 0, width, height]], np.float32))
+        image, boxes = preprocess.resize(
+            np.zeros((height, width, 3), np.uint8), np.array([[0, 0, width, height]], np.float32)
+        )
         assert min(image.shape[:2]) >= 1 and max(image.shape[:2]) == 160
         assert boxes[0].tolist() == [0, 0, image.shape[1], image.shape[0]]
 

@@ -105,10 +105,15 @@ def test_unknown_preset_names_the_nearest():
         load_config("../presets/demo")
 
 
-@pytest.mark.parametrize("text, words", [
-    ('epochs: !!python/object/apply:os.system ["touch hurt"]', "not valid YAML"), ("epochs: [1", "not valid YAML"), ("- 1", "NAME: VALUE"),
-    ("epohcs: 3", "did you mean 'epochs'"),
-])
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ('epochs: !!python/object/apply:os.system ["touch hurt"]', "not valid YAML"),
+        ("epochs: [1", "not valid YAML"),
+        ("- 1", "NAME: VALUE"),
+        ("epohcs: 3", "did you mean 'epochs'"),
+    ],
+)
 def test_preset_is_data_and_nothing_else(tmp_path, monkeypatch, text, words):
     """A preset that someone sends along must not run anything; a slip in one is said in a sentence."""
     (tmp_path / "sent.yaml").write_text(text)
@@ -266,7 +271,7 @@ def test_readme_names_real_files_and_commands():
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     assert set(re.findall(r"\bmake ([a-z]+)\b", text)) <= targets
     for module in re.findall(r"python -m (helpers\.\w+)", text):
-        assert (ROOT / module.replace('.', '/') / '__main__.py').is_file(), module
+        assert (ROOT / module.replace(".", "/") / "__main__.py").is_file(), module
     for path in re.findall(r"`((?:helpers|notebooks|tests|data)/[\w./]+)`", text):
         assert (ROOT / path.rstrip("/")).exists() or path.startswith("data/"), path
 

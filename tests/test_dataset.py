@@ -1,4 +1,5 @@
 """The annotation index, decoding and batching."""
+
 import numpy as np
 import orjson
 import pytest
@@ -90,7 +91,9 @@ def test_unusual_photos_become_rgb(tmp_path):
 
 
 def test_quick_jpeg_decoder_gives_pillows_pixels(index, tmp_path):
-    """Colour JPEGs go past Pillow's decoder: same pixels, and whatever Pillow refuses is still refused, in its words."""
+    """Colour JPEGs go past Pillow's decoder: same pixels, and whatever Pillow refuses is still refused, in its
+    words.
+    """
     for i in range(0, len(index), max(1, len(index) // 30)):
         with Image.open(index.path(i)) as file:
             expected = np.array(file.convert("RGB"))
@@ -133,7 +136,10 @@ def write_coco(root, images, annotations, categories=({"id": 3, "name": "car"},)
 def test_broken_photo_is_left_out_and_listed_not_a_crash(tmp_path):
     """Half a JPEG decodes in some libraries without an error: a grey lower half would be trained on."""
     images = [{"id": k, "file_name": f"{k}.jpg", "height": 64, "width": 64} for k in (1, 2, 3, 4)]
-    boxes = [{"id": k, "image_id": k, "category_id": 3, "bbox": [1, 1, 20, 20], "area": 400, "iscrowd": 0} for k in (1, 2, 3, 4)]
+    boxes = [
+        {"id": k, "image_id": k, "category_id": 3, "bbox": [1, 1, 20, 20], "area": 400, "iscrowd": 0}
+        for k in (1, 2, 3, 4)
+    ]
     file, folder = write_coco(tmp_path, images, boxes)
     noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
     for k in (1, 2, 3):
@@ -145,19 +151,31 @@ def test_broken_photo_is_left_out_and_listed_not_a_crash(tmp_path):
     whole = drop_broken_images(opened)
     assert whole.image_ids.tolist() == [1] and {row["file"] for row in whole.dropped} == {"2.jpg", "3.jpg", "4.jpg"}
     assert whole.annotation_ids.tolist() == [1]
-    batch = KEEP.collate([CocoDetection(opened, KEEP.resize)[i] for i in range(3)])  # during training: left out and named
+    batch = KEEP.collate(
+        [CocoDetection(opened, KEEP.resize)[i] for i in range(3)]
+    )  # during training: left out and named
     assert batch["image_ids"] == [1] and sorted(batch["unreadable"]) == [2, 3]
     assert KEEP.collate([CocoDetection(opened, KEEP.resize)[1]])["pixel_values"] is None
 
 
-@pytest.mark.parametrize("change, why", [
-    ({"bbox": [1, 1, 0, 5]}, "no area"), ({"bbox": [1, 1, -3, 5]}, "no area"), ({"bbox": [1, 1, 5]}, "not four"),
-    ({"bbox": [None, 1, 2, 2]}, "not four"), ({"bbox": [100, 1, 5, 5]}, "outside"), ({"category_id": 99}, "unknown category"),
-    ({"id": 1}, "twice")])
+@pytest.mark.parametrize(
+    "change, why",
+    [
+        ({"bbox": [1, 1, 0, 5]}, "no area"),
+        ({"bbox": [1, 1, -3, 5]}, "no area"),
+        ({"bbox": [1, 1, 5]}, "not four"),
+        ({"bbox": [None, 1, 2, 2]}, "not four"),
+        ({"bbox": [100, 1, 5, 5]}, "outside"),
+        ({"category_id": 99}, "unknown category"),
+        ({"id": 1}, "twice"),
+    ],
+)
 def test_bad_record_is_left_out_and_listed(tmp_path, change, why):
     """One bad record among good ones: it goes, with a reason, and nothing else."""
     good = {"id": 1, "image_id": 1, "category_id": 3, "bbox": [1, 1, 9, 9], "area": 81, "iscrowd": 0}
-    file, folder = write_coco(tmp_path, [{"id": 1, "file_name": "1.jpg", "height": 50, "width": 50}], [good, {**good, "id": 2, **change}])
+    file, folder = write_coco(
+        tmp_path, [{"id": 1, "file_name": "1.jpg", "height": 50, "width": 50}], [good, {**good, "id": 2, **change}]
+    )
     Image.new("RGB", (50, 50)).save(folder / "1.jpg")
     opened = CocoIndex.open(file, folder)
     assert opened.annotation_ids.tolist() == [1] and why in opened.dropped[0]["why"]

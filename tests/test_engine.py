@@ -1,4 +1,5 @@
 """The training loop: schedule, determinism, resume, refusals and faults."""
+
 import shutil
 
 import numpy as np
@@ -47,19 +48,24 @@ def test_schedule(scheduler):
     assert np.allclose(factors[:20], np.arange(1, 21) / 20) and factors.max() == 1.0
     after = factors[20:]
     assert (np.diff(after) <= 1e-12).all()
-    assert {"cosine": after[-1] < 0.001, "constant": after[-1] == 1, "flat_cosine": after[79] == 1 and after[-1] < 0.001}[scheduler]
+    assert {
+        "cosine": after[-1] < 0.001,
+        "constant": after[-1] == 1,
+        "flat_cosine": after[79] == 1 and after[-1] < 0.001,
+    }[scheduler]
     assert lr_factor(0, 1, scheduler, 0.0) == 1.0
 
 
 def test_average_forgets_the_start():
-    """With the full decay from the first step, the averaged model kept the first steps' variances and found nothing: AP 0.0004
+    """With the full decay from the first step, the averaged model kept the first steps' variances and found nothing: AP
+    0.0004
     beside 0.34 of the trained weights after 1,500 steps."""
     model = torch.nn.BatchNorm1d(1)
     model.running_var.fill_(1000.0)
     averaged = MovingAverage(model, 0.999)
     averaged.update()
     model.running_var.fill_(1.0)
-    for step in range(300):
+    for _step in range(300):
         averaged.update()
     assert averaged.module.running_var.item() < 1.01
     model.weight.data.fill_(5.0)
@@ -71,18 +77,35 @@ def test_run_leaves_what_it_promises(finished):
     cfg, run = finished
     losses, epochs = pd.read_csv(cfg.run_dir / "losses.csv"), pd.read_csv(cfg.run_dir / "epochs.csv")
     assert losses["step"].tolist() == list(range(1, 10)) and losses["epoch"].tolist() == [1] * 3 + [2] * 3 + [3] * 3
-    assert np.isfinite(losses).all().all() and np.allclose(losses.filter(like="loss_").sum(axis=1), losses["loss"], rtol=1e-4)
+    assert np.isfinite(losses).all().all() and np.allclose(
+        losses.filter(like="loss_").sum(axis=1), losses["loss"], rtol=1e-4
+    )
     assert {"mAP", "mAP50", "val_loss", "train_loss"} < set(epochs) and len(epochs) == 3
     assert losses["lr"].iloc[0] > losses["lr"].iloc[-1] > 0 and (losses["lr_backbone"] < losses["lr"]).all()
     names = {path.name for path in cfg.run_dir.glob("checkpoint_*")}
-    assert names == {"checkpoint_best", "checkpoint_last", "checkpoint_epoch_2", "checkpoint_epoch_3"}  # the last two stay
+    assert names == {
+        "checkpoint_best",
+        "checkpoint_last",
+        "checkpoint_epoch_2",
+        "checkpoint_epoch_3",
+    }  # the last two stay
     assert not (cfg.run_dir / "checkpoint_best" / "trainer_state.json").exists()
-    assert {path.suffix for path in cfg.run_dir.rglob("*") if path.is_file()} == {".json", ".csv", ".safetensors"}  # no pickle
+    assert {path.suffix for path in cfg.run_dir.rglob("*") if path.is_file()} == {
+        ".json",
+        ".csv",
+        ".safetensors",
+    }  # no pickle
     assert list((cfg.output_dir / "runs" / cfg.run_name).glob("events*"))
     start = load_file(f"{cfg.model}/model.safetensors")
     trained = weights(cfg)
-    moved = [name for name in trained if name in start and trained[name].shape == start[name].shape and not torch.equal(trained[name], start[name])]
-    assert any("decoder" in name for name in moved) and not any("conv_stem" in name or "backbone.model.conv1" in name for name in moved)
+    moved = [
+        name
+        for name in trained
+        if name in start and trained[name].shape == start[name].shape and not torch.equal(trained[name], start[name])
+    ]
+    assert any("decoder" in name for name in moved) and not any(
+        "conv_stem" in name or "backbone.model.conv1" in name for name in moved
+    )
 
 
 def test_same_seed_same_numbers(finished):
@@ -94,7 +117,9 @@ def test_same_seed_same_numbers(finished):
 
 
 def test_resume_from_a_named_epoch_is_the_uninterrupted_run(finished):
-    """Optimizer moments, schedule, data order, dropout and averaged weights: anything that is forgotten shows in the last bit."""
+    """Optimizer moments, schedule, data order, dropout and averaged weights: anything that is forgotten shows in the
+    last bit.
+    """
     cfg, _ = finished
     copy = cfg.with_(run_name=cfg.run_name + "_resumed", resume="2")
     shutil.copytree(cfg.run_dir, copy.run_dir)
@@ -145,7 +170,9 @@ def test_bf16_on_the_cpu_learns_and_saves_fp32(base):
     """Mixed precision: the weights stay fp32."""
     cfg = base["detr"].with_(run_name="bf16", precision="bf16", epochs=1)
     run = train(cfg)
-    assert np.isfinite(run.losses[-1]["loss"]) and all(v.dtype == torch.float32 for v in weights(cfg).values() if v.is_floating_point())
+    assert np.isfinite(run.losses[-1]["loss"]) and all(
+        v.dtype == torch.float32 for v in weights(cfg).values() if v.is_floating_point()
+    )
 
 
 def test_fp16_without_a_gpu_says_so(base):

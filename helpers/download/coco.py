@@ -3,6 +3,7 @@
 A record is never changed: ids, `iscrowd`, `area` and `segmentation` leave here as they were published. Only where a
 home-made file leaves out `iscrowd` or `area`, which evaluation needs, they are added (0, and the area of the box).
 """
+
 from __future__ import annotations
 
 import difflib
@@ -25,9 +26,9 @@ class Records:
     images: list[dict] = field(default_factory=list)
     annotations: list[dict] = field(default_factory=list)
     folders: dict[int, Path] = field(default_factory=dict)  # image id -> folder of the photo
-    dropped: list[dict] = field(default_factory=list)       # {"file", "why"}
-    header: dict = field(default_factory=dict)              # "info" and "licenses"
-    eligible: int = 0                                       # photos that could have been chosen
+    dropped: list[dict] = field(default_factory=list)  # {"file", "why"}
+    header: dict = field(default_factory=dict)  # "info" and "licenses"
+    eligible: int = 0  # photos that could have been chosen
 
     def as_coco(self) -> dict:
         lists = {"categories": self.categories, "images": self.images, "annotations": self.annotations}
@@ -36,14 +37,15 @@ class Records:
     def photo(self, image: dict) -> Path:
         return self.folders[image["id"]] / image["file_name"]
 
-    def without(self, broken: dict[int, str]) -> "Records":
+    def without(self, broken: dict[int, str]) -> Records:
         """The same split without the photos ``broken`` (image id -> reason), which are listed as dropped."""
         lost = [image for image in self.images if image["id"] in broken]
         return replace(
             self,
             images=[image for image in self.images if image["id"] not in broken],
             annotations=[record for record in self.annotations if record["image_id"] not in broken],
-            dropped=self.dropped + [{"file": image["file_name"], "why": broken[image["id"]]} for image in lost])
+            dropped=self.dropped + [{"file": image["file_name"], "why": broken[image["id"]]} for image in lost],
+        )
 
 
 def read_split(files: list[tuple[Path, Path]]) -> Records:
@@ -70,14 +72,18 @@ def read_split(files: list[tuple[Path, Path]]) -> Records:
 
 
 def _check_new(part: Records, annotation_file: Path, owners: dict) -> None:
-    for kind, keys in (("image id", [image["id"] for image in part.images]),
-                       ("photo", [image["file_name"] for image in part.images]),
-                       ("annotation id", [record["id"] for record in part.annotations])):
+    for kind, keys in (
+        ("image id", [image["id"] for image in part.images]),
+        ("photo", [image["file_name"] for image in part.images]),
+        ("annotation id", [record["id"] for record in part.annotations]),
+    ):
         for key in keys:
             other = owners.setdefault((kind, key), annotation_file)
             if other != annotation_file:
-                raise UserError(f"{kind} {key} is both in {other} and in {annotation_file}: folders that are joined "
-                                "must not share ids or photo names; leave one of them out of coco_root.")
+                raise UserError(
+                    f"{kind} {key} is both in {other} and in {annotation_file}: folders that are joined "
+                    "must not share ids or photo names; leave one of them out of coco_root."
+                )
 
 
 def _read_one(annotation_file: Path, folder: Path) -> Records:
@@ -96,8 +102,12 @@ def _read_one(annotation_file: Path, folder: Path) -> Records:
         image = images.get(record.get("image_id")) if is_id(record.get("image_id")) else None
         why = annotation_problem(record, image, known, seen) if image else f"no photo {record.get('image_id')!r}"
         if why:
-            dropped.append({"file": image["file_name"] if image else annotation_file.name,
-                            "why": f"annotation {record.get('id')}: {why}"})
+            dropped.append(
+                {
+                    "file": image["file_name"] if image else annotation_file.name,
+                    "why": f"annotation {record.get('id')}: {why}",
+                }
+            )
             continue
         seen.add(record["id"])
         if "iscrowd" not in record or "area" not in record:
@@ -148,4 +158,5 @@ def pick_images(whole: Records, categories: list[dict], limit: int | None, seed:
         images=[image for image in whole.images if image["id"] in chosen],
         annotations=[record for record in mine if record["image_id"] in chosen],
         folders={key: whole.folders[key] for key in chosen},
-        eligible=len(eligible))
+        eligible=len(eligible),
+    )

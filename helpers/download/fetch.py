@@ -1,4 +1,5 @@
 """One file over the network, made steady: tried again, verified, and only then under its final name."""
+
 from __future__ import annotations
 
 import os
@@ -15,10 +16,11 @@ from helpers.files import UserError
 
 HOST = "images.cocodataset.org"
 WAITS = (0.5, 1, 2, 4, 8, 8)  # seconds before each further try of a photo; an archive gets four
-GONE = (403, 404, 410)        # HTTP answers that another try would not change
-GIVE_UP = 10                  # this many photos in a row failed for good: the network is down
-OTHER_WAYS = ("or use photos that you have (data_source=folder coco_root=FOLDER), or the preset demo, which needs no "
-              "network")
+GONE = (403, 404, 410)  # HTTP answers that another try would not change
+GIVE_UP = 10  # this many photos in a row failed for good: the network is down
+OTHER_WAYS = (
+    "or use photos that you have (data_source=folder coco_root=FOLDER), or the preset demo, which needs no network"
+)
 
 
 class SteadyDownload:
@@ -31,9 +33,9 @@ class SteadyDownload:
 
     def __init__(self, incoming: Path, wanted: dict[str, dict], what: str, bar: tqdm):
         self.incoming, self.what, self.bar = incoming, what, bar
-        self.wanted = wanted                   # file name -> COCO's image record
+        self.wanted = wanted  # file name -> COCO's image record
         self.unreachable: dict[str, str] = {}  # file name -> reason: the network failed, another day may do better
-        self.broken: dict[int, str] = {}       # image id -> reason: the host does not have it, or has it broken
+        self.broken: dict[int, str] = {}  # image id -> reason: the host does not have it, or has it broken
         self.stopped = threading.Event()
         self._in_a_row, self._lock, self._local, self._random = 0, threading.Lock(), threading.local(), random.Random()
 
@@ -102,8 +104,10 @@ class BrokenFile(Exception):
 
 def no_network(what: str, error: Exception) -> UserError:
     """The one sentence for a network that fails: host, what was fetched, the ways out."""
-    return UserError(f"{what} could not be fetched from {HOST} ({_cause(error)}): check the network and run this "
-                     f"again, what has arrived is kept; {OTHER_WAYS}.")
+    return UserError(
+        f"{what} could not be fetched from {HOST} ({_cause(error)}): check the network and run this "
+        f"again, what has arrived is kept; {OTHER_WAYS}."
+    )
 
 
 def _status(error: Exception) -> int | None:

@@ -1,4 +1,5 @@
 """Folders of photos: one process at a time, room on the disk, every photo decoded once, placed without copying."""
+
 from __future__ import annotations
 
 import filecmp
@@ -16,7 +17,10 @@ from helpers.files import UserError, locked
 
 def only_one(folder: Path):
     """Hold the folder's lock, as a context manager. UserError when another process has it."""
-    return locked(folder / ".lock", f"Another process is downloading into {folder}: wait until it is done, or choose another data_dir.")
+    return locked(
+        folder / ".lock",
+        f"Another process is downloading into {folder}: wait until it is done, or choose another data_dir.",
+    )
 
 
 def require_space(folder: Path, size: int, what: str) -> None:
@@ -25,8 +29,10 @@ def require_space(folder: Path, size: int, what: str) -> None:
         folder = folder.parent
     free = shutil.disk_usage(folder).free
     if size and free < size + 200e6:
-        raise UserError(f"{what} need about {size / 1e9:.1f} GB, {folder} has {free / 1e9:.1f} GB free: make room, ask "
-                        "for fewer photos (max_train_images), or choose another data_dir.")
+        raise UserError(
+            f"{what} need about {size / 1e9:.1f} GB, {folder} has {free / 1e9:.1f} GB free: make room, ask "
+            "for fewer photos (max_train_images), or choose another data_dir."
+        )
 
 
 def photo_problem(path: Path, image: dict) -> str | None:
@@ -44,8 +50,18 @@ def check_photos(records: Records, what: str) -> dict[int, str]:
     """Decode every photo once; image id -> reason for those that cannot be used."""
     with ThreadPoolExecutor(max(2, os.cpu_count() or 2)) as pool:
         problems = pool.map(lambda image: photo_problem(records.photo(image), image), records.images)
-        problems = list(tqdm(problems, total=len(records.images), desc=what, unit="photo", mininterval=1.0,
-                             ncols=100, leave=False, delay=1.0))
+        problems = list(
+            tqdm(
+                problems,
+                total=len(records.images),
+                desc=what,
+                unit="photo",
+                mininterval=1.0,
+                ncols=100,
+                leave=False,
+                delay=1.0,
+            )
+        )
     return {image["id"]: why for image, why in zip(records.images, problems) if why}
 
 
@@ -84,5 +100,10 @@ def same_photos(one: Path, other: Path) -> list[tuple[str, str]]:
     for path in one.rglob("*"):
         if path.is_file():
             sizes.setdefault(path.stat().st_size, []).append(path)
-    return [(twin.name, path.name) for path in sorted(other.rglob("*")) if path.is_file()
-            for twin in sizes.get(path.stat().st_size, ()) if filecmp.cmp(twin, path, shallow=False)]
+    return [
+        (twin.name, path.name)
+        for path in sorted(other.rglob("*"))
+        if path.is_file()
+        for twin in sizes.get(path.stat().st_size, ())
+        if filecmp.cmp(twin, path, shallow=False)
+    ]

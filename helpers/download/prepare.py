@@ -4,6 +4,7 @@
 ``cfg.data_dir``. The manifest is written last: where it is, the data set is whole. What an interrupted call left is
 taken up by the next one.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -41,9 +42,14 @@ def prepare(cfg: Config) -> dict:
 
 def manifest_table(manifest: dict) -> pd.DataFrame:
     """A row per split: photos, annotations, crowds and what was dropped."""
-    rows = {split: {**{name: part[name] for name in ("images", "eligible", "annotations", "crowd")},
-                    "dropped": len(part["dropped"]), "megabytes": round(part["photo_bytes"] / 1e6, 1)}
-            for split, part in manifest["splits"].items()}
+    rows = {
+        split: {
+            **{name: part[name] for name in ("images", "eligible", "annotations", "crowd")},
+            "dropped": len(part["dropped"]),
+            "megabytes": round(part["photo_bytes"] / 1e6, 1),
+        }
+        for split, part in manifest["splits"].items()
+    }
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
@@ -58,8 +64,9 @@ def _request(cfg: Config) -> dict:
     names = ("data_source", "classes", "top_k", "max_train_images", "max_val_images", "seed")
     request = {name: value for name, value in cfg.as_json().items() if name in names}
     if cfg.data_source == "folder":
-        request["annotation_files"] = {split: [_digest(file) for file, _ in pairs]
-                                       for split, pairs in split_files(cfg.coco_roots).items()}
+        request["annotation_files"] = {
+            split: [_digest(file) for file, _ in pairs] for split, pairs in split_files(cfg.coco_roots).items()
+        }
     if cfg.data_source == "demo":  # other drawings are another data set
         from helpers.scenes.scenes import VERSION
 
@@ -105,8 +112,10 @@ def _build(cfg: Config, request: dict) -> dict:
         for split, records in chosen.items():
             broken = _broken_photos(cfg, split, records)
             if len(broken) == len(records.images):
-                raise UserError(f"None of the {len(broken)} photos of {split} can be used; the first: "
-                                f"{records.images[0]['file_name']}: {broken[records.images[0]['id']]}.")
+                raise UserError(
+                    f"None of the {len(broken)} photos of {split} can be used; the first: "
+                    f"{records.images[0]['file_name']}: {broken[records.images[0]['id']]}."
+                )
             parts[split] = _write_split(cfg, split, records.without(broken)) | {"dropped_photos": len(broken)}
     categories = chosen["train2017"].categories
     manifest = {
@@ -149,13 +158,16 @@ def split_files(roots: list[Path]) -> dict[str, list[tuple[Path, Path]]]:
             if annotation_file.is_file():
                 folder = next((path for path in (root / "images" / split, root / split) if path.is_dir()), None)
                 if folder is None:
-                    raise UserError(f"{root} has annotations of {split}, but neither images/{split} nor {split} with "
-                                    "the photos.")
+                    raise UserError(
+                        f"{root} has annotations of {split}, but neither images/{split} nor {split} with the photos."
+                    )
                 files[split].append((annotation_file, folder))
     for split, pairs in files.items():
         if not pairs:
-            raise UserError(f"There is no annotations/instances_{split}.json in {', '.join(map(str, roots))}: "
-                            "coco_root must be a COCO folder.")
+            raise UserError(
+                f"There is no annotations/instances_{split}.json in {', '.join(map(str, roots))}: "
+                "coco_root must be a COCO folder."
+            )
     return files
 
 
@@ -197,11 +209,14 @@ def _claim(cfg: Config) -> None:
     folder = cfg.data_dir.resolve()
     for root in cfg.coco_roots if cfg.data_source == "folder" else ():
         if root.resolve() == folder or root.resolve().is_relative_to(folder):
-            raise UserError(f"data_dir {folder} holds coco_root {root}, which must stay as it is: choose another "
-                            "data_dir.")
+            raise UserError(
+                f"data_dir {folder} holds coco_root {root}, which must stay as it is: choose another data_dir."
+            )
     ours = any((folder / name).exists() for name in ("manifest.json", UNFINISHED))
     if not ours and any((folder / name).exists() for name in ("images", "annotations")):
-        raise UserError(f"{folder} holds images or annotations that were not put there by notebook 01: choose another "
-                        "data_dir, or use that folder as coco_root with data_source=folder.")
+        raise UserError(
+            f"{folder} holds images or annotations that were not put there by notebook 01: choose another "
+            "data_dir, or use that folder as coco_root with data_source=folder."
+        )
     write_atomic(folder / UNFINISHED, "This data set is not complete: run notebook 01 again.\n")
     (folder / "manifest.json").unlink(missing_ok=True)

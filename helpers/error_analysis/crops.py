@@ -2,6 +2,7 @@
 
 Red dashed boxes are predicted, green solid ones annotated.
 """
+
 from __future__ import annotations
 
 import io
@@ -67,8 +68,11 @@ def error_crop(index: CocoIndex, row: dict, size: int = 520) -> Image.Image:
     both = np.vstack([box, xywh_to_xyxy(index.bbox[truth])])
     x0, y0, x1, y1 = _with_context(both, int(index.widths[i]), int(index.heights[i]))
     scale = size / max(x1 - x0, y1 - y0)
-    crop = _photo(index, i).crop((x0, y0, x1, y1)).resize(
-        (max(round((x1 - x0) * scale), 1), max(round((y1 - y0) * scale), 1)), Image.BICUBIC)
+    crop = (
+        _photo(index, i)
+        .crop((x0, y0, x1, y1))
+        .resize((max(round((x1 - x0) * scale), 1), max(round((y1 - y0) * scale), 1)), Image.BICUBIC)
+    )
     canvas = ImageDraw.Draw(crop)
     line, font_size = max(round(size / 130), 3), max(round(size / 26), 12)
 
@@ -76,8 +80,9 @@ def error_crop(index: CocoIndex, row: dict, size: int = 520) -> Image.Image:
         return (boxes_xyxy - np.array([x0, y0, x0, y0])) * scale
 
     for k in rows:
-        canvas.rectangle(_corners(corners(xywh_to_xyxy(index.bbox[k]))), outline=ANNOTATED,
-                         width=line if k in truth else 1)
+        canvas.rectangle(
+            _corners(corners(xywh_to_xyxy(index.bbox[k]))), outline=ANNOTATED, width=line if k in truth else 1
+        )
     rival = row.get("rival")
     if rival:
         _dashed(canvas, corners(_box(rival)), PREDICTED, line // 2)
@@ -135,12 +140,15 @@ def _dashed(canvas: ImageDraw.ImageDraw, box: np.ndarray, colour, width: int) ->
 
 
 def _label(canvas: ImageDraw.ImageDraw, box: np.ndarray, text: str, colour, size: int, where: str = "above") -> None:
-    """White text on ``colour``: above the box, below it or at its right (a line lower than its top, where the label above
+    """White text on ``colour``: above the box, below it or at its right (a line lower than its top, where the label
+    above
     another box would be), moved so that it stays in the picture."""
     font = _font(size)
     _, _, right, bottom = canvas.textbbox((0, 0), text, font=font)
     width, height = right + 6, bottom + 5
-    x, y = {"above": (box[0], box[1] - height), "below": (box[0], box[3]), "right": (box[2], max(box[1], 0) + height)}[where]
+    x, y = {"above": (box[0], box[1] - height), "below": (box[0], box[3]), "right": (box[2], max(box[1], 0) + height)}[
+        where
+    ]
     x = float(np.clip(x, 0, max(canvas.im.size[0] - width, 0)))
     y = float(np.clip(y, 0, max(canvas.im.size[1] - height, 0)))
     canvas.rectangle([x, y, x + width, y + height], fill=colour)
@@ -148,7 +156,9 @@ def _label(canvas: ImageDraw.ImageDraw, box: np.ndarray, text: str, colour, size
 
 
 def crop_grid(index: CocoIndex, errors: pd.DataFrame) -> Figure:
-    """A picture per row of ``errors``, four in a line, under its caption (and ``question``, where the table has one)."""
+    """A picture per row of ``errors``, four in a line, under its caption (and ``question``, where the table has
+    one).
+    """
     tiles = []
     for row in errors.to_dict("records"):
         text = caption(row) if "question" not in row else f"{row['question']} {caption(row).partition(': ')[2]}"

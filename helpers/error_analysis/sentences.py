@@ -1,4 +1,5 @@
 """What an error analysis says, in sentences: every number and every conclusion is computed from its tables."""
+
 from __future__ import annotations
 
 import html
@@ -15,16 +16,17 @@ if TYPE_CHECKING:
     from helpers.error_analysis.analysis import Analysis
 
 ADVICE = {
-    "classification": "look at the confused pairs: more examples of the rarer class, and check whether their labels can "
-                      "be told apart",
+    "classification": "look at the confused pairs: more examples of the rarer class, and check whether their "
+    "labels can "
+    "be told apart",
     "localization": "train longer or at a larger image size, and give the box losses more weight",
     "both": "these are half-learnt objects: more training, and more examples of the classes concerned",
     "duplicate": "a detection transformer should learn not to repeat itself: more training, auxiliary losses on; else "
-                 "suppress overlapping boxes of a class",
+    "suppress overlapping boxes of a class",
     "background": "look whether the objects are there and not annotated; if they are not, train on more photos without "
-                  "the class",
+    "the class",
     "missed": "look at the sizes of the missed objects: a larger image size for small ones, more examples for rare "
-              "classes",
+    "classes",
 }
 FEW = 20  # a group of fewer objects says nothing about its recall
 
@@ -35,17 +37,23 @@ def at_threshold(a: Analysis) -> str:
     if not objects:
         return f"**No object is annotated** in these photos, so each of the {len(predictions):,} predictions is false."
     if not len(predictions):
-        return (f"The detector returned **no predictions at all**: all {objects:,} objects are missed, and nothing else "
-                "can be said.")
+        return (
+            f"The detector returned **no predictions at all**: all {objects:,} objects are missed, and nothing else "
+            "can be said."
+        )
     if not (predictions["kind"] == "correct").any():
-        return (f"**Not one of the {len(predictions):,} predictions is correct at any score**; what follows looks at "
-                f"the {min(objects, len(predictions)):,} most confident ones (score {a.threshold:.2f} or more). "
-                "See 02 and 03 before reading on.")
+        return (
+            f"**Not one of the {len(predictions):,} predictions is correct at any score**; what follows looks at "
+            f"the {min(objects, len(predictions)):,} most confident ones (score {a.threshold:.2f} or more). "
+            "See 02 and 03 before reading on."
+        )
     found = int((a.objects["outcome"] == "found").sum())
     false = len(a.shown) - int((a.shown["type"] == "missed").sum())
-    return (f"At a score of **{a.threshold:.2f}** F1 is best ({a.f1:.2f}): {found:,} of {objects:,} objects are found "
-            f"({_percent(found, objects)}), and {_percent(false, found + false)} of the {found + false:,} predictions "
-            f"are false.")
+    return (
+        f"At a score of **{a.threshold:.2f}** F1 is best ({a.f1:.2f}): {found:,} of {objects:,} objects are found "
+        f"({_percent(found, objects)}), and {_percent(false, found + false)} of the {found + false:,} predictions "
+        f"are false."
+    )
 
 
 def by_type(a: Analysis) -> str:
@@ -60,8 +68,10 @@ def by_type(a: Analysis) -> str:
         return text + "; no single type, mended alone, would raise AP50."
     if gain.idxmax() == counts.idxmax():
         return text + f", and they are also what costs most: {_points(gain.max())} of AP50."
-    return (f"{text}, but what costs most is **{gain.idxmax()}**: {_points(gain.max())} of AP50, "
-            f"against {_points(gain[counts.idxmax()])}.")
+    return (
+        f"{text}, but what costs most is **{gain.idxmax()}**: {_points(gain.max())} of AP50, "
+        f"against {_points(gain[counts.idxmax()])}."
+    )
 
 
 def scores(a: Analysis) -> str:
@@ -71,7 +81,9 @@ def scores(a: Analysis) -> str:
     if not len(false):
         return "At the threshold no prediction is false."
     median = false.groupby("type")["score"].median().sort_values(ascending=False)
-    text = f"False predictions of the type **{median.index[0]}** are the most confident (median score {median.iloc[0]:.2f}"
+    text = (
+        f"False predictions of the type **{median.index[0]}** are the most confident (median score {median.iloc[0]:.2f}"
+    )
     text += f"; **{median.index[-1]}** {median.iloc[-1]:.2f})" if len(median) > 1 else ")"
     return text + (f"; correct ones have {correct.median():.2f}." if len(correct) else ".")
 
@@ -86,8 +98,11 @@ def confident(a: Analysis) -> str:
     if not len(sure):
         return f"No false prediction is more confident than half of the correct ones ({correct.median():.2f})."
     types = sure["type"].value_counts()
-    return (f"{len(sure):,} of {len(false):,} false predictions are more confident than half of the correct ones (score over "
-            f"{correct.median():.2f}); most of them are **{types.index[0]}** ({types.iloc[0]:,}).")
+    return (
+        f"{len(sure):,} of {len(false):,} false predictions are more confident than half of the correct ones "
+        f"(score over "
+        f"{correct.median():.2f}); most of them are **{types.index[0]}** ({types.iloc[0]:,})."
+    )
 
 
 def outcomes(a: Analysis) -> str:
@@ -95,9 +110,11 @@ def outcomes(a: Analysis) -> str:
     lost = a.objects.loc[a.objects["outcome"] != "found", "outcome"].value_counts()
     if not len(a.objects) or not lost.sum():
         return "Every annotated object is found." if len(a.objects) else "No object is annotated."
-    return (f"Of the {lost.sum():,} objects that are not found, {_percent(lost['missed'], lost.sum())} are missed, "
-            f"{_percent(lost['classification'], lost.sum())} have a box of another class and "
-            f"{_percent(lost['localization'], lost.sum())} a box that lies badly.")
+    return (
+        f"Of the {lost.sum():,} objects that are not found, {_percent(lost['missed'], lost.sum())} are missed, "
+        f"{_percent(lost['classification'], lost.sum())} have a box of another class and "
+        f"{_percent(lost['localization'], lost.sum())} a box that lies badly."
+    )
 
 
 def by_trait(a: Analysis) -> str:
@@ -109,10 +126,15 @@ def by_trait(a: Analysis) -> str:
             p_value = chi2_contingency([part["found"], part["objects"] - part["found"]]).pvalue
             (certain if p_value < 0.01 else chance).append((best["recall"] - worst["recall"], trait, best, worst))
     certain.sort(key=lambda row: -row[0])
-    texts = [f"by **{trait}** ({best['group']} {best['recall']:.0%}, {worst['group']} {worst['recall']:.0%})"
-             for _, trait, best, worst in certain]
-    text = (f"Recall differs {_join(texts)}." if texts
-            else "No trait makes a difference in recall that this sample could show.")
+    texts = [
+        f"by **{trait}** ({best['group']} {best['recall']:.0%}, {worst['group']} {worst['recall']:.0%})"
+        for _, trait, best, worst in certain
+    ]
+    text = (
+        f"Recall differs {_join(texts)}."
+        if texts
+        else "No trait makes a difference in recall that this sample could show."
+    )
     if chance:
         text += f" Differences by {_join([row[1] for row in chance])} may be chance (chi-squared test, p above 0.01)."
     return text + f" Groups of fewer than {FEW} objects are left out here."
@@ -136,8 +158,11 @@ def small_objects(a: Analysis) -> str:
     best = curve["recall"].max()
     at = int((curve["recall"] >= best / 2).argmax())
     where = f"about {curve['side'][at]:.0f} pixels (median sqrt(area) of the group)"
-    return text + (f" Half of the best recall ({best:.0%}) is reached at {where}." if at else
-                   f" Even the group of the smallest objects, {where}, has half of the best recall ({best:.0%}).")
+    return text + (
+        f" Half of the best recall ({best:.0%}) is reached at {where}."
+        if at
+        else f" Even the group of the smallest objects, {where}, has half of the best recall ({best:.0%})."
+    )
 
 
 def pairs(a: Analysis) -> str:
@@ -147,9 +172,11 @@ def pairs(a: Analysis) -> str:
         return "At the threshold no object is taken for another class."
     first, total = table.iloc[0], int(table["errors"].sum())
     share = _percent(table["errors"].head(3).sum(), total)
-    return (f"The most frequent confusion is **{_name(first['class'])}** taken for "
-            f"**{_name(first['predicted_class'])}** ({first['errors']} times); the first three of {len(table)} pairs hold "
-            f"{share} of {total:,} classification errors.")
+    return (
+        f"The most frequent confusion is **{_name(first['class'])}** taken for "
+        f"**{_name(first['predicted_class'])}** ({first['errors']} times); the first three of {len(table)} pairs hold "
+        f"{share} of {total:,} classification errors."
+    )
 
 
 def photos(a: Analysis) -> str:
@@ -173,8 +200,10 @@ def candidates(a: Analysis) -> str:
         return "By this rule no annotation looks suspicious."
     counts = a.candidates["question"].value_counts()
     parts = _join([f"{n:,} times “{question}”" for question, n in counts.items()])
-    return (f"{len(a.candidates):,} of {len(a.shown):,} errors are worth a second look at the annotation: {parts}. "
-            "Each is a question, not a verdict: look at the pictures.")
+    return (
+        f"{len(a.candidates):,} of {len(a.shown):,} errors are worth a second look at the annotation: {parts}. "
+        "Each is a question, not a verdict: look at the pictures."
+    )
 
 
 def ranking(a: Analysis) -> pd.DataFrame:
@@ -182,10 +211,17 @@ def ranking(a: Analysis) -> pd.DataFrame:
     gain = a.ap[list(TYPES.values())].sub(a.ap["AP50"], axis=0).fillna(0.0)
     counts = a.counts()
     base = tide_ap50(a)
-    rows = [{"type of error": name, "AP50 to gain": a.delta_ap[short], "AP50 then": base + a.delta_ap[short],
-             "errors at the threshold": int(counts.loc[name, "at the threshold"]),
-             "most in": f"{gain[short].idxmax()} (+{gain[short].max():.3f})" if (gain[short] > 0).any() else "",
-             "what to try": ADVICE[name]} for name, short in TYPES.items()]
+    rows = [
+        {
+            "type of error": name,
+            "AP50 to gain": a.delta_ap[short],
+            "AP50 then": base + a.delta_ap[short],
+            "errors at the threshold": int(counts.loc[name, "at the threshold"]),
+            "most in": f"{gain[short].idxmax()} (+{gain[short].max():.3f})" if (gain[short] > 0).any() else "",
+            "what to try": ADVICE[name],
+        }
+        for name, short in TYPES.items()
+    ]
     table = pd.DataFrame(rows).sort_values("AP50 to gain", ascending=False, kind="stable", ignore_index=True)
     table.index += 1
     return table
@@ -203,20 +239,26 @@ def conclusions(a: Analysis) -> str:
         return "\n".join([*lines, "- There is nothing to rank. Train (03), evaluate (04), and come back."])
     correct = a.verdicts.predictions[a.verdicts.predictions["kind"] == "correct"]
     if len(correct):
-        lines.append(f"- Half of the correct boxes have an IoU of {correct['iou'].median():.2f} or more. AP50 does not "
-                     "see how tight boxes are; mAP does.")
+        lines.append(
+            f"- Half of the correct boxes have an IoU of {correct['iou'].median():.2f} or more. AP50 does not "
+            "see how tight boxes are; mAP does."
+        )
     lines += [f"- {sentence(a)}" for sentence in (by_trait, small_objects, pairs, photos, candidates)]
     if abs(tide_ap50(a) - a.ap50) > 0.0005:
-        lines.append(f"- Classes that are predicted but never annotated count as 0 in TIDE: its gains start from "
-                     f"{tide_ap50(a):.3f}.")
+        lines.append(
+            f"- Classes that are predicted but never annotated count as 0 in TIDE: its gains start from "
+            f"{tide_ap50(a):.3f}."
+        )
     table = ranking(a)
     table = table[table["AP50 to gain"] >= 0.0005]
     if not len(table):
         return "\n".join([*lines, "", "**No type of error, mended alone, would raise AP50.**"])
     lines += ["", "**What would gain the most AP50, were it mended** (each alone: the gains do not add up):", ""]
-    lines += [f"{rank}. **{row['type of error']}**: +{_points(row['AP50 to gain'])}, to {row['AP50 then']:.3f}"
-              f"{'; most in ' + _name(row['most in']) if row['most in'] else ''}. To try: {row['what to try']}."
-              for rank, row in table.iterrows()]
+    lines += [
+        f"{rank}. **{row['type of error']}**: +{_points(row['AP50 to gain'])}, to {row['AP50 then']:.3f}"
+        f"{'; most in ' + _name(row['most in']) if row['most in'] else ''}. To try: {row['what to try']}."
+        for rank, row in table.iterrows()
+    ]
     return "\n".join(lines)
 
 

@@ -12,6 +12,7 @@ ECCV 2020). A prediction that is not correct is, in this order,
 and an annotation is ``missed`` when no prediction is correct for it and no classification or localization error is
 about it. The price of a kind is what AP50 would gain if an oracle mended just that kind.
 """
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -22,8 +23,14 @@ import pandas as pd
 from helpers.boxes import box_iou, xywh_to_xyxy
 from helpers.files import UserError
 
-TYPES = {"classification": "Cls", "localization": "Loc", "both": "Both", "duplicate": "Dupe", "background": "Bkg",
-         "missed": "Miss"}
+TYPES = {
+    "classification": "Cls",
+    "localization": "Loc",
+    "both": "Both",
+    "duplicate": "Dupe",
+    "background": "Bkg",
+    "missed": "Miss",
+}
 KINDS = (*TYPES, "correct", "ignored")  # what a prediction can be; "ignored": it lies in a crowd region of its class
 COVERING = ("correct", "classification", "localization")  # kinds that keep an annotation from being missed
 BOX = ["x", "y", "w", "h"]  # COCO's bbox, pixels
@@ -57,9 +64,13 @@ def judge(gt: dict, detections: list[dict], iou_fg: float = 0.5, iou_bg: float =
 
     ``gt`` is a COCO document, ``detections`` a COCO results list. Raises UserError when they do not belong together.
     """
-    photos = pd.DataFrame({"image_id": [image["id"] for image in gt["images"]],
-                           "width": [image.get("width", 0) for image in gt["images"]],
-                           "height": [image.get("height", 0) for image in gt["images"]]})
+    photos = pd.DataFrame(
+        {
+            "image_id": [image["id"] for image in gt["images"]],
+            "width": [image.get("width", 0) for image in gt["images"]],
+            "height": [image.get("height", 0) for image in gt["images"]],
+        }
+    )
     objects, crowds = _annotations(gt)
     predictions, beyond_cap = _predictions(gt, detections, per_photo)
     n_photos = np.arange(len(photos) + 1)
@@ -91,8 +102,9 @@ def judge(gt: dict, detections: list[dict], iou_fg: float = 0.5, iou_bg: float =
     covering = predictions[predictions["kind"].isin(COVERING)]
     covered = np.full(len(objects), -np.inf)
     np.maximum.at(covered, covering["object"].to_numpy(), covering["score"].to_numpy())
-    return Verdicts(tuple(c["name"] for c in gt["categories"]), photos, objects.assign(covered=covered), predictions,
-                    beyond_cap)
+    return Verdicts(
+        tuple(c["name"] for c in gt["categories"]), photos, objects.assign(covered=covered), predictions, beyond_cap
+    )
 
 
 def _judge(overlap, predicted, annotated, iou_fg: float, iou_bg: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -114,9 +126,15 @@ def _judge(overlap, predicted, annotated, iou_fg: float, iou_bg: float) -> tuple
         return where, np.take_along_axis(of, where[:, None], axis=1)[:, 0]
 
     (near, near_iou), (other, other_iou), (used, used_iou), (any_, any_iou) = map(
-        best, (right_class, wrong_class, right_class * taken, overlap))
-    tests = [own >= 0, (near_iou >= iou_bg) & (near_iou < iou_fg), other_iou >= iou_fg, used_iou >= iou_fg,
-             any_iou < iou_bg]
+        best, (right_class, wrong_class, right_class * taken, overlap)
+    )
+    tests = [
+        own >= 0,
+        (near_iou >= iou_bg) & (near_iou < iou_fg),
+        other_iou >= iou_fg,
+        used_iou >= iou_fg,
+        any_iou < iou_bg,
+    ]
     names = ["correct", "localization", "classification", "duplicate", "background"]
     kind = np.select(tests, [KINDS.index(name) for name in names], KINDS.index("both"))
     about = np.select(tests, [own, near, other, used, np.where(any_iou > 0, any_, -1)], any_)
@@ -137,10 +155,14 @@ def _annotations(gt: dict) -> tuple[pd.DataFrame, pd.DataFrame]:
     photo_of = {image["id"]: i for i, image in enumerate(gt["images"])}
     label_of = {category["id"]: k for k, category in enumerate(gt["categories"])}
     records = [a for a in gt["annotations"] if a["image_id"] in photo_of and a["category_id"] in label_of]
-    table = pd.DataFrame({"photo": np.array([photo_of[a["image_id"]] for a in records], dtype=int),
-                          "label": np.array([label_of[a["category_id"]] for a in records], dtype=int),
-                          "area": np.array([a.get("area", a["bbox"][2] * a["bbox"][3]) for a in records], dtype=float),
-                          "annotation_id": np.array([a["id"] for a in records], dtype=np.int64)})
+    table = pd.DataFrame(
+        {
+            "photo": np.array([photo_of[a["image_id"]] for a in records], dtype=int),
+            "label": np.array([label_of[a["category_id"]] for a in records], dtype=int),
+            "area": np.array([a.get("area", a["bbox"][2] * a["bbox"][3]) for a in records], dtype=float),
+            "annotation_id": np.array([a["id"] for a in records], dtype=np.int64),
+        }
+    )
     table[BOX] = np.array([a["bbox"] for a in records], dtype=float).reshape(-1, 4)
     crowd = np.array([bool(a.get("iscrowd", 0)) for a in records], dtype=bool)
     order = np.argsort(table["photo"].to_numpy(), kind="stable")
@@ -156,12 +178,17 @@ def _predictions(gt: dict, detections: list[dict], per_photo: int) -> tuple[pd.D
     label = np.array([label_of.get(d["category_id"], -1) for d in detections], dtype=int)
     score = np.array([d["score"] for d in detections], dtype=float)
     bbox = np.array([d["bbox"] for d in detections], dtype=float).reshape(-1, 4)
-    for wrong, what in ((photo < 0, "a photo that is not in the validation set"), (label < 0, "an unknown category"),
-                        (~np.isfinite(score) | ~np.isfinite(bbox).all(axis=1), "a score or a box that is no number")):
+    for wrong, what in (
+        (photo < 0, "a photo that is not in the validation set"),
+        (label < 0, "an unknown category"),
+        (~np.isfinite(score) | ~np.isfinite(bbox).all(axis=1), "a score or a box that is no number"),
+    ):
         if wrong.any():
             first = detections[int(wrong.argmax())]
-            raise UserError(f"{wrong.sum()} of {len(wrong)} detections have {what} (the first: {first}); run notebook "
-                            f"04_evaluate again.")
+            raise UserError(
+                f"{wrong.sum()} of {len(wrong)} detections have {what} (the first: {first}); run notebook "
+                f"04_evaluate again."
+            )
     order = np.lexsort((-score, photo))  # stable: ties keep their order in the file
     rank = np.arange(len(order)) - np.searchsorted(photo[order], photo[order])
     order = order[rank < per_photo]
@@ -171,7 +198,10 @@ def _predictions(gt: dict, detections: list[dict], per_photo: int) -> tuple[pd.D
 
 
 def gains(ap: pd.DataFrame) -> dict[str, float]:
-    """From :func:`oracle_ap` to the six gains. TIDE averages over classes with predictions or objects; no gain is below 0."""
+    """From :func:`oracle_ap` to the six gains.
+
+    TIDE averages over classes with predictions or objects; no gain is below 0.
+    """
     mean = {column: 0.0 if ap[column].isna().all() else float(ap[column].mean()) for column in ap}
     return {short: max(mean[short] - mean["AP50"], 0.0) for short in TYPES.values()}
 

@@ -1,9 +1,10 @@
 """How sure is an average precision? Confidence intervals from a bootstrap over photos.
 
 A few hundred photos are a sample: other photos would have given another number. The bootstrap draws N of the N photos
-with replacement, evaluates that made-up validation set, and does so many times (Efron and Tibshirani, An Introduction to
-the Bootstrap, 1993). Nothing is matched again: a photo drawn twice counts twice.
+with replacement, evaluates that made-up validation set, and does so many times (Efron and Tibshirani, An Introduction
+to the Bootstrap, 1993). Nothing is matched again: a photo drawn twice counts twice.
 """
+
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +17,9 @@ from helpers.evaluate.matching import IOU_THRESHOLDS, Matches
 RECALLS = np.linspace(0.0, 1.0, 101)  # COCO's: precision is averaged at these recalls
 METRICS = {"mAP": slice(None), "mAP50": slice(0, 1), "mAP75": slice(5, 6)}  # which IoU thresholds each is a mean over
 THREADS = 2
-NUMBERS_AT_ONCE = 200_000  # a class needs a number per right detection and replicate: so many stay in the processor's cache
+NUMBERS_AT_ONCE = (
+    200_000  # a class needs a number per right detection and replicate: so many stay in the processor's cache
+)
 
 
 def replicates_for(photos: int) -> int:
@@ -25,7 +28,9 @@ def replicates_for(photos: int) -> int:
 
 
 def draw_weights(photos: int, replicates: int, seed: int) -> np.ndarray:
-    """How often each photo was drawn, [replicates, photos]; the same seed draws the same photos for every checkpoint."""
+    """How often each photo was drawn, [replicates, photos]; the same seed draws the same photos for every
+    checkpoint.
+    """
     random = np.random.default_rng(seed)
     weights = np.zeros((replicates, photos), dtype=np.int32)
     for row in weights if photos else ():
@@ -77,7 +82,8 @@ def _one_class(matches: Matches, k: int, times: np.ndarray) -> np.ndarray:
 
 
 def _interpolated(times: np.ndarray, seen: np.ndarray, reached: np.ndarray) -> np.ndarray:
-    """AP [R] from the right detections, most confident first: ``times`` [p, R] each counts, detections ``seen`` [p, R] so far.
+    """AP [R] from the right detections, most confident first: ``times`` [p, R] each counts, detections ``seen`` [p, R]
+    so far.
 
     COCO's rule: at each of the 101 recalls, the best precision at that recall or beyond.
     """
@@ -105,14 +111,19 @@ def _best_from_here(precision: np.ndarray, block: int = 16) -> np.ndarray:
 
 
 def _counted(places: np.ndarray, image: np.ndarray, times: np.ndarray) -> np.ndarray:
-    """[P, R]: how many detections stand at or before each of ``places`` [P] in a ranking of detections of photo ``image``."""
+    """[P, R]: how many detections stand at or before each of ``places`` [P] in a ranking of detections of photo
+    ``image``.
+    """
     ends = np.concatenate([[0], places + 1])  # what comes after the last place changes nothing
-    table = csr_array((np.ones(ends[-1], times.dtype), image[:ends[-1]], ends), shape=(len(places), len(times)))
+    table = csr_array((np.ones(ends[-1], times.dtype), image[: ends[-1]], ends), shape=(len(places), len(times)))
     return np.cumsum(table @ times, axis=0, dtype=times.dtype)
 
 
 def _recalls_reached(objects: np.ndarray) -> np.ndarray:
-    """[M + 1, R]: how many of COCO's 101 recalls are reached with 0, 1, ... M hits of ``objects`` [R], M their maximum."""
+    """[M + 1, R]: how many of COCO's 101 recalls are reached with 0, 1, ...
+
+    M hits of ``objects`` [R], M their maximum.
+    """
     needed = np.floor(RECALLS[:, None] * objects).astype(np.int64)  # [101, R] the fewest hits, at most one too low
     needed += needed / np.maximum(objects, 1) < RECALLS[:, None]
     most, n = int(objects.max(initial=0)), len(objects)

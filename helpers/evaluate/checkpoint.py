@@ -1,4 +1,5 @@
 """A checkpoint of a run: loaded, evaluated on the validation split, recorded in metrics.csv."""
+
 from __future__ import annotations
 
 import re
@@ -18,7 +19,9 @@ from helpers.train.fast_path import take_fast_path
 
 
 def load_checkpoint(cfg: Config, classes: tuple[str, ...], checkpoint: str) -> Detector:
-    """``start`` (the untouched ``cfg.model`` with its class head), ``best``, ``last``, ``epoch_N`` of the run, or a folder."""
+    """``start`` (the untouched ``cfg.model`` with its class head), ``best``, ``last``, ``epoch_N`` of the run, or a
+    folder.
+    """
     if checkpoint == "start":
         return load_detector(cfg, classes)
     folder = cfg.run_dir / f"checkpoint_{checkpoint}"
@@ -27,18 +30,27 @@ def load_checkpoint(cfg: Config, classes: tuple[str, ...], checkpoint: str) -> D
     return load_detector(cfg, classes, source=require(folder, "03_train"), class_head="remap")
 
 
-def evaluate_checkpoint(cfg: Config, index: CocoIndex, checkpoint: str, progress: Callable = iter) -> tuple[Detections, dict]:
+def evaluate_checkpoint(
+    cfg: Config, index: CocoIndex, checkpoint: str, progress: Callable = iter
+) -> tuple[Detections, dict]:
     """Detections and :func:`coco_metrics` of one checkpoint on a split, written to the run's folder and to metrics.csv.
 
-    ``progress`` wraps the loader (tqdm). ``start`` goes to detections_val2017_start.json, what ``cfg.checkpoint`` asks for to
-    detections_val2017.json; another than ``best`` also to a file of its own, to be compared with later ones.
+    ``progress`` wraps the loader (tqdm). ``start`` goes to detections_val2017_start.json, what ``cfg.checkpoint`` asks
+    for to detections_val2017.json; another than ``best`` also to a file of its own, to be compared with later ones.
     """
     detector = load_checkpoint(cfg, index.classes, checkpoint)
     device = pick_device()
     take_fast_path(detector.model)
     loader = eval_loader(index, detector.preprocess, cfg.batch_size, cfg.num_workers)
-    detections, _ = predict(detector.model.to(device), detector.processor, detector.preprocess, progress(loader), index.category_ids,
-                            device, autocast(cfg.precision))
+    detections, _ = predict(
+        detector.model.to(device),
+        detector.processor,
+        detector.preprocess,
+        progress(loader),
+        index.category_ids,
+        device,
+        autocast(cfg.precision),
+    )
     endings = [] if checkpoint == "best" else ["_" + re.sub(r"[^\w.-]+", "_", checkpoint)[-60:]]
     for ending in endings + [""] * (checkpoint != "start" or cfg.checkpoint == "start"):  # what 05 and the report read
         save_detections(cfg.run_dir / f"detections_val2017{ending}.json", detections)
@@ -48,11 +60,15 @@ def evaluate_checkpoint(cfg: Config, index: CocoIndex, checkpoint: str, progress
 
 
 def record_metrics(path: Path, run: str, checkpoint: str, stats: dict[str, float]) -> pd.DataFrame:
-    """Put a run's checkpoint into metrics.csv (in place of its earlier row), a run's start checkpoint first; the table."""
+    """Put a run's checkpoint into metrics.csv (in place of its earlier row), a run's start checkpoint first; the
+    table.
+    """
     row = pd.DataFrame([{"run": run, "checkpoint": checkpoint, **stats}])
     if path.exists():
         table = pd.read_csv(path, dtype={"run": str, "checkpoint": str})
-        table = pd.concat([table[~((table["run"] == run) & (table["checkpoint"] == checkpoint))], row], ignore_index=True)
+        table = pd.concat(
+            [table[~((table["run"] == run) & (table["checkpoint"] == checkpoint))], row], ignore_index=True
+        )
         runs = list(dict.fromkeys(table["run"]))
         key = [(runs.index(r), c != "start") for r, c in zip(table["run"], table["checkpoint"])]
         row = table.iloc[sorted(range(len(table)), key=key.__getitem__)].reset_index(drop=True)

@@ -1,4 +1,5 @@
 """One checkpoint's numbers with their uncertainty, and two checkpoints side by side."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -17,17 +18,28 @@ from helpers.metrics import STATS, Detections, coco_metrics, load_detections
 CONFIDENCE, STANDARD_ERRORS = 0.95, 1.96  # a normal distribution has 95 % within so many standard errors
 SMALL_SAMPLE = 5000  # photos: COCO's own val2017, the sample that published numbers come from
 MEANING = {
-    "mAP": "AP, mean of IoU 0.50 to 0.95", "mAP50": "AP at IoU 0.50", "mAP75": "AP at IoU 0.75",
-    "mAP_small": "AP of objects under 32² pixels", "mAP_medium": "AP of 32² to 96²", "mAP_large": "AP of 96² and over",
-    "AR1": "recall with 1 box a photo and class", "AR10": "recall with 10", "AR100": "recall with 100",
-    "AR_small": "recall (100), small", "AR_medium": "recall (100), medium", "AR_large": "recall (100), large",
+    "mAP": "AP, mean of IoU 0.50 to 0.95",
+    "mAP50": "AP at IoU 0.50",
+    "mAP75": "AP at IoU 0.75",
+    "mAP_small": "AP of objects under 32² pixels",
+    "mAP_medium": "AP of 32² to 96²",
+    "mAP_large": "AP of 96² and over",
+    "AR1": "recall with 1 box a photo and class",
+    "AR10": "recall with 10",
+    "AR100": "recall with 100",
+    "AR_small": "recall (100), small",
+    "AR_medium": "recall (100), medium",
+    "AR_large": "recall (100), large",
 }
 SIZES = {"small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, 1e10)}  # square pixels, COCO's
 
 
 @dataclass(frozen=True)
 class Result:
-    """A checkpoint's detections with what was computed from them. ``replicates`` [R, K, T]: AP on made-up validation sets."""
+    """A checkpoint's detections with what was computed from them.
+
+    ``replicates`` [R, K, T]: AP on made-up validation sets.
+    """
 
     name: str
     detections: Sequence[dict]
@@ -37,18 +49,26 @@ class Result:
     replicates: np.ndarray
 
     def draws(self, metric: str) -> np.ndarray:
-        """The metric of every made-up validation set, [R]; classes without objects in one are left out there, as in COCO."""
+        """The metric of every made-up validation set, [R]; classes without objects in one are left out there, as in
+        COCO.
+        """
         values = self.replicates[:, :, METRICS[metric]].mean(axis=2)
         counted = ~np.isnan(values)
-        return np.divide(np.where(counted, values, 0).sum(axis=1), counted.sum(axis=1),
-                         out=np.full(len(values), np.nan), where=counted.any(axis=1))
+        return np.divide(
+            np.where(counted, values, 0).sum(axis=1),
+            counted.sum(axis=1),
+            out=np.full(len(values), np.nan),
+            where=counted.any(axis=1),
+        )
 
     def interval(self, metric: str) -> tuple[float, float] | None:
         return interval(self.stats[metric], self.draws(metric))
 
 
 def assess(name: str, gt: dict, detections: Sequence[dict], metrics: dict | None = None, seed: int = 0) -> Result:
-    """Match and bootstrap; ``metrics`` is :func:`coco_metrics` of the same detections, computed where it is not given."""
+    """Match and bootstrap; ``metrics`` is :func:`coco_metrics` of the same detections, computed where it is not
+    given.
+    """
     metrics = metrics or coco_metrics(gt, detections)
     matches = match(gt, detections)
     photos = len(matches.image_ids)
@@ -70,7 +90,9 @@ def interval(value: float, draws: np.ndarray, lowest: float = 0.0) -> tuple[floa
 
 
 def difference(a: Result, b: Result, metric: str) -> dict:
-    """``b`` minus ``a`` on the same photos: ``value``, ``interval`` of the paired bootstrap, ``significant`` (0 is outside)."""
+    """``b`` minus ``a`` on the same photos: ``value``, ``interval`` of the paired bootstrap, ``significant`` (0 is
+    outside).
+    """
     value = b.stats[metric] - a.stats[metric]
     bounds = interval(value, b.draws(metric) - a.draws(metric), lowest=-1.0)
     return {"value": value, "interval": bounds, "significant": bool(bounds and (bounds[0] > 0 or bounds[1] < 0))}
@@ -81,27 +103,50 @@ def twelve_numbers(a: Result, b: Result, gt: dict) -> pd.DataFrame:
     counts = object_counts(gt)
     rows = []
     for name in STATS:
-        row = {"metric": name, "meaning": MEANING[name], "objects": counts.get(name.split("_")[-1], counts["all"]),
-               a.name: a.stats[name], b.name: b.stats[name], "difference": b.stats[name] - a.stats[name]}
+        row = {
+            "metric": name,
+            "meaning": MEANING[name],
+            "objects": counts.get(name.split("_")[-1], counts["all"]),
+            a.name: a.stats[name],
+            b.name: b.stats[name],
+            "difference": b.stats[name] - a.stats[name],
+        }
         if name in METRICS:
             gain = difference(a, b, name)
-            row |= {f"{a.name}, 95 %": a.interval(name), f"{b.name}, 95 %": b.interval(name),
-                    "difference, 95 %": gain["interval"],
-                    "significant": "" if gain["interval"] is None else "yes" if gain["significant"] else "no"}
+            row |= {
+                f"{a.name}, 95 %": a.interval(name),
+                f"{b.name}, 95 %": b.interval(name),
+                "difference, 95 %": gain["interval"],
+                "significant": "" if gain["interval"] is None else "yes" if gain["significant"] else "no",
+            }
         rows.append(row)
-    order = ["metric", "meaning", "objects", a.name, f"{a.name}, 95 %", b.name, f"{b.name}, 95 %", "difference",
-             "difference, 95 %", "significant"]
+    order = [
+        "metric",
+        "meaning",
+        "objects",
+        a.name,
+        f"{a.name}, 95 %",
+        b.name,
+        f"{b.name}, 95 %",
+        "difference",
+        "difference, 95 %",
+        "significant",
+    ]
     return pd.DataFrame(rows)[list(dict.fromkeys(order))].set_index("metric")
 
 
 def object_counts(gt: dict) -> dict[str, int]:
     """Objects without crowd regions: ``all``, and by COCO's sizes, where one on the border counts on both sides."""
     area = np.array([a["area"] for a in gt["annotations"] if not a.get("iscrowd")], dtype=float)
-    return {"all": len(area)} | {name: int(((area >= low) & (area <= high)).sum()) for name, (low, high) in SIZES.items()}
+    return {"all": len(area)} | {
+        name: int(((area >= low) & (area <= high)).sum()) for name, (low, high) in SIZES.items()
+    }
 
 
 def per_class_table(start: Result, result: Result) -> pd.DataFrame:
-    """A row per class: counts, AP, AP50, AR100 and AP's interval (-1 without ground truth), the start's AP, the best threshold."""
+    """A row per class: counts, AP, AP50, AR100 and AP's interval (-1 without ground truth), the start's AP, the best
+    threshold.
+    """
     table = result.per_class.copy()
     table.insert(1, "photos", (result.matches.truth > 0).sum(axis=0))
     bounds = [interval(ap, result.replicates[:, k].mean(axis=1)) or (-1.0, -1.0) for k, ap in enumerate(table["AP"])]
@@ -129,36 +174,55 @@ def ranking(results: list[Result], base: Result) -> pd.DataFrame:
     """A row per checkpoint, best first: mAP with its interval, and the paired difference to ``base``."""
     rows = []
     for result in sorted(results, key=lambda r: -r.stats["mAP"]):
-        row = {"run": result.name, "mAP": result.stats["mAP"], "95 %": result.interval("mAP"), "mAP50": result.stats["mAP50"]}
+        row = {
+            "run": result.name,
+            "mAP": result.stats["mAP"],
+            "95 %": result.interval("mAP"),
+            "mAP50": result.stats["mAP50"],
+        }
         if result is not base:
             gain = difference(base, result, "mAP")
-            row |= {f"mAP minus {base.name}": gain["value"], "difference, 95 %": gain["interval"],
-                    "significant": "yes" if gain["significant"] else "no"}
+            row |= {
+                f"mAP minus {base.name}": gain["value"],
+                "difference, 95 %": gain["interval"],
+                "significant": "yes" if gain["significant"] else "no",
+            }
         rows.append(row)
     return pd.DataFrame(rows).set_index("run")
 
 
 def unknown_ids(gt: dict, detections: Sequence[dict]) -> str:
-    """A sentence about detections of photos or categories that the ground truth does not have; empty if all are known."""
+    """A sentence about detections of photos or categories that the ground truth does not have; empty if all are
+    known.
+    """
     given = Detections.of(detections)
-    known = (np.isin(given.image_id, [image["id"] for image in gt["images"]])
-             & np.isin(given.category_id, [c["id"] for c in gt["categories"]]))
+    known = np.isin(given.image_id, [image["id"] for image in gt["images"]]) & np.isin(
+        given.category_id, [c["id"] for c in gt["categories"]]
+    )
     if known.all():
         return ""
     first = detections[int(known.argmin())]
-    return (f"{(~known).sum()} of {len(known)} detections belong to an unknown photo or category, the first to image_id "
-            f"{first['image_id']}, category_id {first['category_id']}.")
+    return (
+        f"{(~known).sum()} of {len(known)} detections belong to an unknown photo or category, the first to image_id "
+        f"{first['image_id']}, category_id {first['category_id']}."
+    )
 
 
 def metrics_summary(start: Result, result: Result, threshold: float, **more) -> dict:
-    """What metrics.json holds: both checkpoints' twelve numbers, intervals and differences, and the chosen score threshold."""
+    """What metrics.json holds: both checkpoints' twelve numbers, intervals and differences, and the chosen score
+    threshold.
+    """
     return {
-        "checkpoint": result.name, "stats": result.stats,
+        "checkpoint": result.name,
+        "stats": result.stats,
         **{r.name: {"stats": r.stats, "detections": len(r.detections)} for r in (start, result)},
         "images": len(result.matches.image_ids),
         "intervals": {r.name: {metric: r.interval(metric) for metric in METRICS} for r in (start, result)},
         "difference": {metric: difference(start, result, metric) for metric in METRICS},
-        "confidence": CONFIDENCE, "replicates": len(result.replicates), "score_threshold": threshold, **more,
+        "confidence": CONFIDENCE,
+        "replicates": len(result.replicates),
+        "score_threshold": threshold,
+        **more,
     }
 
 
@@ -167,13 +231,16 @@ def caption(result: Result) -> str:
     photos, bounds = len(result.matches.image_ids), result.interval("mAP")
     text = f"Intervals: 95 %, from {len(result.replicates):,} bootstrap samples of the {photos:,} photos."
     if bounds and photos < SMALL_SAMPLE and bounds[1] - bounds[0] > 0.001:
-        text += (f" {photos:,} photos are a small sample: with {photos:,} others, mAP could as well be {bounds[0]:.3f} or "
-                 f"{bounds[1]:.3f}.")
+        text += (
+            f" {photos:,} photos are a small sample: with {photos:,} others, mAP could as well be {bounds[0]:.3f} or "
+            f"{bounds[1]:.3f}."
+        )
     return text
 
 
 def styled(table: pd.DataFrame, text: str = ""):
     """A table for the notebook: three decimals, a dash where there is no number, ``text`` above; names are escaped."""
+
     def cell(value) -> str:
         if isinstance(value, tuple):
             return f"{value[0]:.3f}\u00a0to\u00a0{value[1]:.3f}"  # not to be broken in two lines
@@ -184,10 +251,19 @@ def styled(table: pd.DataFrame, text: str = ""):
         return f"{value:,}" if isinstance(value, (int, np.integer)) else str(value)
 
     texts = [name for name in table if table[name].map(lambda value: isinstance(value, str)).all()]
-    top = [{"selector": "caption", "props": "caption-side: top; text-align: left; max-width: 60em; white-space: normal"}]
-    return (table.map(cell).rename_axis(index=None, columns=None).style.set_properties(subset=texts, **{"text-align": "left"})
-            .format(escape="html").format_index(escape="html", axis=0).format_index(escape="html", axis=1)
-            .set_caption(text).set_table_styles(top))
+    top = [
+        {"selector": "caption", "props": "caption-side: top; text-align: left; max-width: 60em; white-space: normal"}
+    ]
+    return (
+        table.map(cell)
+        .rename_axis(index=None, columns=None)
+        .style.set_properties(subset=texts, **{"text-align": "left"})
+        .format(escape="html")
+        .format_index(escape="html", axis=0)
+        .format_index(escape="html", axis=1)
+        .set_caption(text)
+        .set_table_styles(top)
+    )
 
 
 def ap_by_sprites(annotation_file: Path, detections: list[dict]) -> pd.DataFrame:

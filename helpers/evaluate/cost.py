@@ -1,4 +1,5 @@
 """What a detector costs: parameters, arithmetic, time per photo, memory."""
+
 from __future__ import annotations
 
 import platform
@@ -14,11 +15,16 @@ from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 from helpers.collator import Preprocess
 from helpers.model import Detector
 
-WARM_UP, REPEATS, SECONDS = 2, 30, 8.0  # calls before timing, timed calls at most, and when to stop (three calls at least)
+WARM_UP, REPEATS, SECONDS = (
+    2,
+    30,
+    8.0,
+)  # calls before timing, timed calls at most, and when to stop (three calls at least)
 
 
 def operation_counter() -> FlopCounterMode:
     """Counts two operations for each multiply-add of a convolution or matrix product while it is entered."""
+
     def convolution(x_shape, weight_shape, *_, out_shape=None, **__) -> int:
         return conv_flop_count(x_shape, weight_shape, out_shape)
 
@@ -34,16 +40,22 @@ def cost_table(detector: Detector, batch: dict, autocast: Callable, device: torc
     """
     model, size = detector.model.to(device).eval(), len(batch["image_ids"])
     parameters = list(model.parameters())
-    rows = [("parameters", sum(p.numel() for p in parameters) / 1e6, "million"),
-            ("of them trained", sum(p.numel() for p in parameters if p.requires_grad) / 1e6, "million"),
-            ("arithmetic, 1 photo", flops(detector, first(batch, 1), device) / 1e9, "GFLOP")]
+    rows = [
+        ("parameters", sum(p.numel() for p in parameters) / 1e6, "million"),
+        ("of them trained", sum(p.numel() for p in parameters if p.requires_grad) / 1e6, "million"),
+        ("arithmetic, 1 photo", flops(detector, first(batch, 1), device) / 1e9, "GFLOP"),
+    ]
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     for count in sorted({1, size}):
         milliseconds = latency(detector, first(batch, count), autocast, device) * 1e3 / count
-        rows += [(f"time per photo, batch {count}, median", float(np.median(milliseconds)), "ms"),
-                 (f"time per photo, batch {count}, 95th percentile", float(np.percentile(milliseconds, 95)), "ms")]
-    rows.append((f"peak memory of the {'GPU' if torch.cuda.is_available() else 'whole process'}", peak_megabytes(), "MB"))
+        rows += [
+            (f"time per photo, batch {count}, median", float(np.median(milliseconds)), "ms"),
+            (f"time per photo, batch {count}, 95th percentile", float(np.percentile(milliseconds, 95)), "ms"),
+        ]
+    rows.append(
+        (f"peak memory of the {'GPU' if torch.cuda.is_available() else 'whole process'}", peak_megabytes(), "MB")
+    )
     return pd.DataFrame(rows, columns=["quantity", "value", "unit"]).set_index("quantity")
 
 
@@ -78,7 +90,9 @@ def latency(detector: Detector, batch: dict, autocast: Callable, device: torch.d
         with autocast():
             output = detector.model(**_inputs(detector.preprocess, batch, device))
         output.logits, output.pred_boxes = output.logits.float(), output.pred_boxes.float()
-        detector.processor.post_process_object_detection(output, threshold=0.0, target_sizes=batch["orig_sizes"].to(device))
+        detector.processor.post_process_object_detection(
+            output, threshold=0.0, target_sizes=batch["orig_sizes"].to(device)
+        )
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         if call >= WARM_UP:
@@ -101,8 +115,11 @@ def cost_sentence(table: pd.DataFrame) -> str:
     values = table["value"]
     single = values[next(name for name in values.index if "batch 1, median" in name)]
     batched = [name for name in values.index if "median" in name and "batch 1," not in name]
-    text = (f"The detector has {values['parameters']:.1f} million parameters; a photo takes {values['arithmetic, 1 photo']:.1f} "
-            f"GFLOP and {single:.0f} ms ({1000 / single:.1f} photos a second)")
+    text = (
+        f"The detector has {values['parameters']:.1f} million parameters; a photo takes "
+        f"{values['arithmetic, 1 photo']:.1f} "
+        f"GFLOP and {single:.0f} ms ({1000 / single:.1f} photos a second)"
+    )
     if batched:
         gain = single / values[batched[0]]
         size = batched[0].split("batch ")[1].split(",")[0]
@@ -111,7 +128,13 @@ def cost_sentence(table: pd.DataFrame) -> str:
 
 
 def _times(gain: float) -> str:
-    return "about the same" if 0.9 < gain < 1.1 else f"{gain:.1f} times as fast" if gain > 1 else f"{1 / gain:.1f} times as slow"
+    return (
+        "about the same"
+        if 0.9 < gain < 1.1
+        else f"{gain:.1f} times as fast"
+        if gain > 1
+        else f"{1 / gain:.1f} times as slow"
+    )
 
 
 def _inputs(preprocess: Preprocess, batch: dict, device: torch.device | str) -> dict:

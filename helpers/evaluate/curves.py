@@ -2,6 +2,7 @@
 
 Everything here is at IoU 0.5 unless said otherwise, and works from :class:`helpers.evaluate.matching.Matches`.
 """
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -35,7 +36,9 @@ def precision_recall(matches: Matches, k: int, t: int = 0) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Operating:
-    """What a detector does when only detections with ``score >= threshold`` are shown (micro average over the classes)."""
+    """What a detector does when only detections with ``score >= threshold`` are shown (micro average over the
+    classes).
+    """
 
     threshold: float
     precision: float
@@ -44,7 +47,10 @@ class Operating:
 
 
 def score_curves(matches: Matches, k: int | None = None) -> pd.DataFrame:
-    """A row per score threshold 0, 0.01, ... 1: precision (NaN where nothing is shown), recall, F1; of class ``k`` or of all."""
+    """A row per score threshold 0, 0.01, ...
+
+    1: precision (NaN where nothing is shown), recall, F1; of class ``k`` or of all.
+    """
     part = slice(None) if k is None else matches.of_class(k)
     score, right, ignored = matches.score[part], matches.right[0, part], matches.ignored[0, part]
     objects = int(matches.truth.sum() if k is None else matches.truth[:, k].sum())
@@ -63,14 +69,17 @@ def best_operating_point(curves: pd.DataFrame) -> Operating:
     """The threshold with the largest F1 (the highest of several); 0.5 where nothing is ever right."""
     f1 = curves["F1"].to_numpy()
     at = len(f1) - 1 - int(f1[::-1].argmax()) if f1.max() > 0 else int(np.searchsorted(THRESHOLDS, 0.5))
-    return Operating(*(float(np.nan_to_num(curves[name].iloc[at])) for name in ("threshold", "precision", "recall", "F1")))
+    return Operating(
+        *(float(np.nan_to_num(curves[name].iloc[at])) for name in ("threshold", "precision", "recall", "F1"))
+    )
 
 
 def reliability(matches: Matches, bins: int = 10) -> tuple[pd.DataFrame, float]:
     """Does a score of 0.8 mean right four times out of five? A row per score bin, and the expected calibration error.
 
     ``confidence``: mean score; ``accuracy``: part that is right; ``count``. The error is the mean distance of the two,
-    weighted by count (Guo et al., On Calibration of Modern Neural Networks, 2017). Detections on crowd regions are left out.
+    weighted by count (Guo et al., On Calibration of Modern Neural Networks, 2017). Detections on crowd regions are left
+    out.
     """
     from hotcoco import metrics
 
@@ -82,17 +91,20 @@ def reliability(matches: Matches, bins: int = 10) -> tuple[pd.DataFrame, float]:
 
 
 def confusion(gt: dict, detections: list[dict], matches: Matches, threshold: float) -> pd.DataFrame:
-    """Confusion matrix [K + 1, K + 1] of counts with ``score >= threshold``: rows are the truth, columns the prediction.
+    """Confusion matrix [K + 1, K + 1] of counts with ``score >= threshold``: rows are the truth, columns the
+    prediction.
 
-    The last row is background (a prediction on nothing), the last column what was missed; so a class's row adds up to its
-    number of objects. An object belongs to the most confident prediction with IoU of 0.5 at least, whatever its class.
-    Detections on crowd regions of their class are left out.
+    The last row is background (a prediction on nothing), the last column what was missed; so a class's row adds up to
+    its number of objects. An object belongs to the most confident prediction with IoU of 0.5 at least, whatever its
+    class. Detections on crowd regions of their class are left out.
     """
     from hotcoco import COCO, COCOeval
 
     rows = matches.row[(matches.score >= threshold) & ~matches.ignored[0]]
     coco = COCO(gt)
-    found = COCOeval(coco, coco.load_res(Detections.of(detections).table(np.sort(rows))), "bbox").confusion_matrix(iou_thr=0.5)
+    found = COCOeval(coco, coco.load_res(Detections.of(detections).table(np.sort(rows))), "bbox").confusion_matrix(
+        iou_thr=0.5
+    )
     place = {category: i for i, category in enumerate(found["cat_ids"])}
     order = [place[c["id"]] for c in gt["categories"]] + [len(place)]
     names = [*matches.classes, BACKGROUND]
@@ -100,7 +112,9 @@ def confusion(gt: dict, detections: list[dict], matches: Matches, threshold: flo
 
 
 def most_confused(matrix: pd.DataFrame) -> tuple[str, str, int]:
-    """(true class, predicted class, how often) of the most frequent confusion between two classes; count 0 where there is none."""
+    """(true class, predicted class, how often) of the most frequent confusion between two classes; count 0 where
+    there is none.
+    """
     counts = matrix.iloc[:-1, :-1].to_numpy().copy()
     np.fill_diagonal(counts, 0)
     i, j = np.unravel_index(counts.argmax(), counts.shape)
@@ -108,7 +122,8 @@ def most_confused(matrix: pd.DataFrame) -> tuple[str, str, int]:
 
 
 def photo_scores(matches: Matches, threshold: float) -> pd.DataFrame:
-    """A row per photo with ``score >= threshold``: objects, right, wrong, missed and F1 (1 where nothing is there nor shown).
+    """A row per photo with ``score >= threshold``: objects, right, wrong, missed and F1 (1 where nothing is there nor
+    shown).
 
     The rule behind "worst photos first": smallest F1, then most wrong and missed boxes.
     """
@@ -119,8 +134,16 @@ def photo_scores(matches: Matches, threshold: float) -> pd.DataFrame:
     missed = matches.truth.sum(axis=1) - right
     total = 2 * right + wrong + missed
     f1 = np.divide(2 * right, total, out=np.ones(n), where=total > 0)
-    return pd.DataFrame({"image_id": matches.image_ids, "objects": right + missed, "right": right, "wrong": wrong,
-                         "missed": missed, "F1": f1})
+    return pd.DataFrame(
+        {
+            "image_id": matches.image_ids,
+            "objects": right + missed,
+            "right": right,
+            "wrong": wrong,
+            "missed": missed,
+            "F1": f1,
+        }
+    )
 
 
 def worst_first(photos: pd.DataFrame) -> list[int]:

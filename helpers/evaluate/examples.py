@@ -1,4 +1,5 @@
 """The pictures of ``visualizations/``: some of the best, typical and worst photos of a checkpoint."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -24,14 +25,15 @@ def pick_examples(photos: pd.DataFrame, each: int = 4) -> list[tuple[str, int]]:
     each = min(each, -(-len(ids) // len(KINDS)))
     middle = max(0, (len(ids) - each) // 2)
     chosen: dict[int, str] = {}
-    for kind, part in (("worst", ids[:each]), ("best", ids[::-1][:each]), ("typical", ids[middle:middle + each])):
+    for kind, part in (("worst", ids[:each]), ("best", ids[::-1][:each]), ("typical", ids[middle : middle + each])):
         for image_id in part:
             chosen.setdefault(image_id, kind)
     return sorted(((kind, image_id) for image_id, kind in chosen.items()), key=lambda pair: KINDS.index(pair[0]))
 
 
-def write_examples(folder: Path, index: CocoIndex, detections: list[dict], photos: pd.DataFrame,
-                   threshold: float) -> list[tuple[str, bytes]]:
+def write_examples(
+    folder: Path, index: CocoIndex, detections: list[dict], photos: pd.DataFrame, threshold: float
+) -> list[tuple[str, bytes]]:
     """Draw :func:`pick_examples` into ``folder`` (in place of an earlier run's); caption and JPEG of each."""
     chosen = pick_examples(photos)
     position = {int(image_id): i for i, image_id in enumerate(index.image_ids)}
@@ -48,8 +50,13 @@ def write_examples(folder: Path, index: CocoIndex, detections: list[dict], photo
         jpeg = draw(index, position[image_id], of_photo[image_id], threshold)
         write_atomic(folder / f"{kind}_{number:02d}_{image_id:012d}.jpg", jpeg)
         row = scores.loc[image_id]
-        pictures.append((f"{kind}: photo {image_id}, F1 {row['F1']:.2f} ({row['right']:.0f} right, {row['wrong']:.0f} wrong, "
-                         f"{row['missed']:.0f} missed)", jpeg))
+        pictures.append(
+            (
+                f"{kind}: photo {image_id}, F1 {row['F1']:.2f} ({row['right']:.0f} right, {row['wrong']:.0f} wrong, "
+                f"{row['missed']:.0f} missed)",
+                jpeg,
+            )
+        )
     return pictures
 
 

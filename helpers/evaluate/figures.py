@@ -1,4 +1,5 @@
 """Figures of the evaluation; each function returns a matplotlib figure."""
+
 from __future__ import annotations
 
 import io
@@ -17,7 +18,9 @@ PANELS = 12  # classes with a panel or row of their own; more would not be legib
 
 
 def pr_figure(start: Result, result: Result) -> Figure:
-    """Precision against recall at IoU 0.5, a panel per class (the most frequent ones): the start dashed, the result solid."""
+    """Precision against recall at IoU 0.5, a panel per class (the most frequent ones): the start dashed, the result
+    solid.
+    """
     classes = _most_frequent(result)
     columns = min(4, len(classes))
     rows = -(-len(classes) // columns)
@@ -25,15 +28,21 @@ def pr_figure(start: Result, result: Result) -> Figure:
     axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     for ax, k in zip(axes.flat, classes):
         for each, style, colour, width in ((start, "--", GREY, 1.4), (result, "-", BLUE, 2.0)):
-            ax.plot(RECALLS, precision_recall(each.matches, k), style, color=colour, linewidth=width, label=f"{each.name}")
+            ax.plot(
+                RECALLS, precision_recall(each.matches, k), style, color=colour, linewidth=width, label=f"{each.name}"
+            )
         objects = int(result.matches.truth[:, k].sum())
-        numbers = f"AP50 {start.per_class['AP50'][k]:.2f} to {result.per_class['AP50'][k]:.2f}" if objects else "no ground truth"
+        numbers = (
+            f"AP50 {start.per_class['AP50'][k]:.2f} to {result.per_class['AP50'][k]:.2f}"
+            if objects
+            else "no ground truth"
+        )
         ax.set_title(f"{_plain(result.matches.classes[k])} ({objects:,})\n{numbers}", fontsize=10)
         ax.set(xlim=(0, 1), ylim=(0, 1.03))
         ax.grid(alpha=0.3)
-    for ax in axes.flat[len(classes):]:
+    for ax in axes.flat[len(classes) :]:
         ax.axis("off")
-    for ax in axes.flat[max(len(classes) - columns, 0):len(classes)]:  # the lowest panel of each column
+    for ax in axes.flat[max(len(classes) - columns, 0) : len(classes)]:  # the lowest panel of each column
         ax.tick_params(labelbottom=True)
     figure.supxlabel("recall", fontsize=11)
     figure.supylabel("precision", fontsize=11)
@@ -54,9 +63,15 @@ def class_ap_figure(table: pd.DataFrame, start: str, name: str) -> Figure:
     ax.hlines(at, shown["AP_low"], shown["AP_high"], color=BLUE, linewidth=2)
     ax.plot(shown["AP"], at, "o", color=BLUE, label=f"{name}, with its 95 % interval")
     ax.plot(shown["AP_start"], at, "o", markerfacecolor="none", markeredgecolor=ORANGE, markersize=8, label=start)
-    ax.set_yticks(at, [f"{_plain(c)} ({n:,} in {p:,})" for c, n, p in zip(shown["class"], shown["instances"], shown["photos"])])
-    ax.set(xlabel="AP (mean of IoU 0.50 to 0.95)", ylabel="class (objects in photos)", xlim=(0, None),
-           ylim=(-0.6, max(len(shown), 1) - 0.4))
+    ax.set_yticks(
+        at, [f"{_plain(c)} ({n:,} in {p:,})" for c, n, p in zip(shown["class"], shown["instances"], shown["photos"])]
+    )
+    ax.set(
+        xlabel="AP (mean of IoU 0.50 to 0.95)",
+        ylabel="class (objects in photos)",
+        xlim=(0, None),
+        ylim=(-0.6, max(len(shown), 1) - 0.4),
+    )
     ax.grid(axis="x", alpha=0.3)
     ax.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside upper center", ncols=2)
@@ -64,38 +79,66 @@ def class_ap_figure(table: pd.DataFrame, start: str, name: str) -> Figure:
 
 
 def score_figure(curves: pd.DataFrame, best: Operating) -> Figure:
-    """Precision, recall and F1 against the score threshold, the best operating point marked; ``curves`` of ``score_curves``."""
+    """Precision, recall and F1 against the score threshold, the best operating point marked; ``curves`` of
+    ``score_curves``.
+    """
     figure = Figure(figsize=(9, 3.8), layout="constrained")
     ax = figure.subplots()
     for name, style, colour in (("precision", "-", BLUE), ("recall", "--", ORANGE), ("F1", "-.", GREEN)):
         ax.plot(curves["threshold"], curves[name], style, color=colour, linewidth=2, label=name)
     ax.axvline(best.threshold, color=GREY, linewidth=1)
     ax.plot(best.threshold, best.f1, "o", color="black")
-    ax.set_title(f"best F1 {best.f1:.2f} at a score of {best.threshold:.2f}: "
-                 f"precision {best.precision:.2f}, recall {best.recall:.2f}", fontsize=11)
-    ax.set(xlabel="score threshold: boxes with a lower score are not shown", ylabel="fraction (all classes, IoU 0.5)",
-           xlim=(0, 1), ylim=(0, 1.03))
+    ax.set_title(
+        f"best F1 {best.f1:.2f} at a score of {best.threshold:.2f}: "
+        f"precision {best.precision:.2f}, recall {best.recall:.2f}",
+        fontsize=11,
+    )
+    ax.set(
+        xlabel="score threshold: boxes with a lower score are not shown",
+        ylabel="fraction (all classes, IoU 0.5)",
+        xlim=(0, 1),
+        ylim=(0, 1.03),
+    )
     ax.grid(alpha=0.3)
     ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
     return figure
 
 
 def reliability_figure(bins: pd.DataFrame, error: float) -> Figure:
-    """Accuracy against confidence, and how many detections each score bin holds; ``bins`` and ``error`` of ``reliability``."""
+    """Accuracy against confidence, and how many detections each score bin holds; ``bins`` and ``error`` of
+    ``reliability``.
+    """
     figure = Figure(figsize=(9, 3.8), layout="constrained")
     left, right = figure.subplots(1, 2)
     filled = bins[bins["count"] > 0]
     left.plot([0, 1], [0, 1], "--", color=GREY, label="perfectly calibrated")
-    left.bar(filled["low"], filled["accuracy"], width=filled["high"] - filled["low"], align="edge", color=BLUE, alpha=0.35,
-             edgecolor=BLUE)
+    left.bar(
+        filled["low"],
+        filled["accuracy"],
+        width=filled["high"] - filled["low"],
+        align="edge",
+        color=BLUE,
+        alpha=0.35,
+        edgecolor=BLUE,
+    )
     left.plot(filled["confidence"], filled["accuracy"], "o-", color=BLUE, label="this detector")
-    left.set(xlabel="mean score of the bin", ylabel="fraction that is right (IoU 0.5)", xlim=(0, 1), ylim=(0, 1.03),
-             title=f"expected calibration error {error:.3f}")
+    left.set(
+        xlabel="mean score of the bin",
+        ylabel="fraction that is right (IoU 0.5)",
+        xlim=(0, 1),
+        ylim=(0, 1.03),
+        title=f"expected calibration error {error:.3f}",
+    )
     left.legend(loc="upper left")
     right.bar(bins["low"], bins["count"], width=bins["high"] - bins["low"], align="edge", color=GREY, edgecolor="white")
-    right.set(xlabel="score", ylabel="detections (logarithmic)", yscale="log" if len(filled) else "linear", xlim=(0, 1),
-              ylim=(0.7, None),
-              title="how many detections each bin holds")
+    right.set(
+        xlabel="score",
+        ylabel="detections (logarithmic)",
+        yscale="log" if len(filled) else "linear",
+        xlim=(0, 1),
+        ylim=(0.7, None),
+        title="how many detections each bin holds",
+    )
     for ax in (left, right):
         ax.grid(alpha=0.3)
     return figure
@@ -116,14 +159,23 @@ def confusion_figure(matrix: pd.DataFrame, threshold: float) -> Figure:
     image = ax.imshow(share, cmap="Blues", vmin=0, vmax=1)
     if n <= 16:
         for i, j in zip(*np.nonzero(counts)):
-            ax.text(j, i, f"{counts[i, j]:,}", ha="center", va="center", fontsize=9,
-                    color="white" if share[i, j] > 0.55 else "black")
+            ax.text(
+                j,
+                i,
+                f"{counts[i, j]:,}",
+                ha="center",
+                va="center",
+                fontsize=9,
+                color="white" if share[i, j] > 0.55 else "black",
+            )
     names = [_plain(name) for name in matrix.index]
     ax.set_xticks(range(n), [*names[:-1], "(missed)"], rotation=60, ha="right", rotation_mode="anchor", fontsize=10)
     ax.set_yticks(range(n), [*names[:-1], "(background)"], fontsize=10)
     ax.axhline(n - 1.5, color="black", linewidth=1)
     ax.axvline(n - 1.5, color="black", linewidth=1)
-    ax.set(xlabel="predicted", ylabel="ground truth", title=f"predictions with a score of {threshold:.2f} or more, IoU 0.5")
+    ax.set(
+        xlabel="predicted", ylabel="ground truth", title=f"predictions with a score of {threshold:.2f} or more, IoU 0.5"
+    )
     figure.colorbar(image, label="part of the row", shrink=0.7)
     return figure
 

@@ -3,6 +3,7 @@
 hotcoco computes the twelve numbers but hands its matches out as nested lists, seconds and gigabytes for a few thousand
 photos. The curves and the bootstrap need them as arrays, so the same matching is done here for all photos at once.
 """
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -20,20 +21,21 @@ PAIRS_AT_ONCE = 1_000_000  # bounds the memory where one photo has hundreds of b
 
 @dataclass(frozen=True)
 class Matches:
-    """D counted detections, by class, then most confident first; T = 10 IoU thresholds, N photos (ascending ids), K classes.
+    """D counted detections, by class, then most confident first; T = 10 IoU thresholds, N photos (ascending ids), K
+    classes.
 
     ``right``: a true positive. ``ignored``: it fell on a crowd region, which is neither right nor wrong.
     """
 
     classes: tuple[str, ...]
     image_ids: np.ndarray  # [N]
-    starts: np.ndarray     # [K + 1]: rows starts[k]:starts[k + 1] are of class k
-    row: np.ndarray        # [D] row number in the list of detections
-    image: np.ndarray      # [D] position of the photo in image_ids
-    score: np.ndarray      # [D]
-    right: np.ndarray      # [T, D] bool
-    ignored: np.ndarray    # [T, D] bool
-    truth: np.ndarray      # [N, K] number of objects, without crowd regions
+    starts: np.ndarray  # [K + 1]: rows starts[k]:starts[k + 1] are of class k
+    row: np.ndarray  # [D] row number in the list of detections
+    image: np.ndarray  # [D] position of the photo in image_ids
+    score: np.ndarray  # [D]
+    right: np.ndarray  # [T, D] bool
+    ignored: np.ndarray  # [T, D] bool
+    truth: np.ndarray  # [N, K] number of objects, without crowd regions
 
     def of_class(self, k: int) -> slice:
         return slice(int(self.starts[k]), int(self.starts[k + 1]))
@@ -49,11 +51,16 @@ def match(gt: dict, detections: list[dict]) -> Matches:
     image_ids = np.unique(np.array([image["id"] for image in gt["images"]], dtype=np.int64))
     category_ids = np.array([c["id"] for c in gt["categories"]], dtype=np.int64)
     annotations = gt["annotations"]
-    of = (np.fromiter(map(itemgetter(name), annotations), np.int64, len(annotations)) for name in ("image_id", "category_id"))
+    of = (
+        np.fromiter(map(itemgetter(name), annotations), np.int64, len(annotations))
+        for name in ("image_id", "category_id")
+    )
     truth = _table(*of, image_ids, category_ids)
     truth["crowd"] = np.array([bool(a.get("iscrowd", 0)) for a in annotations], dtype=bool)[truth["row"]]
     truth["bbox"] = bboxes(annotations)[truth["row"]]
-    truth = _rows(truth, np.lexsort((truth["crowd"], truth["group"])))  # COCO looks at objects first, then at crowd regions
+    truth = _rows(
+        truth, np.lexsort((truth["crowd"], truth["group"]))
+    )  # COCO looks at objects first, then at crowd regions
     given = Detections.of(detections)
     found = _table(given.image_id, given.category_id, image_ids, category_ids)
     found["score"] = given.score[found["row"]]
@@ -63,13 +70,21 @@ def match(gt: dict, detections: list[dict]) -> Matches:
     right, ignored = _assign(*_pairs(found, truth, groups, given.bbox), truth["crowd"], len(found["row"]))
     counts = np.bincount(truth["group"][~truth["crowd"]], minlength=groups)
     return Matches(
-        classes=tuple(str(c["name"]) for c in gt["categories"]), image_ids=image_ids,
-        starts=np.searchsorted(found["label"], np.arange(len(category_ids) + 1)), row=found["row"], image=found["image"],
-        score=found["score"], right=right, ignored=ignored, truth=counts.reshape(len(category_ids), len(image_ids)).T)
+        classes=tuple(str(c["name"]) for c in gt["categories"]),
+        image_ids=image_ids,
+        starts=np.searchsorted(found["label"], np.arange(len(category_ids) + 1)),
+        row=found["row"],
+        image=found["image"],
+        score=found["score"],
+        right=right,
+        ignored=ignored,
+        truth=counts.reshape(len(category_ids), len(image_ids)).T,
+    )
 
 
 def _table(image_id: np.ndarray, category_id: np.ndarray, image_ids: np.ndarray, category_ids: np.ndarray) -> dict:
-    """Columns of the records with a known photo and category: ``row`` number, ``image`` and ``label`` (positions in the two
+    """Columns of the records with a known photo and category: ``row`` number, ``image`` and ``label`` (positions in the
+    two
     lists of ids) and ``group``, one number for both."""
     image, label = _position(image_id, image_ids), _position(category_id, category_ids)
     table = {"row": np.arange(len(image)), "image": image, "label": label, "group": label * len(image_ids) + image}
@@ -103,7 +118,10 @@ def _order(values: np.ndarray) -> np.ndarray:
 
 
 def _falling(scores: np.ndarray) -> np.ndarray:
-    """Stable argsort downwards. NumPy's fast sort of floats is not stable, so equal scores are put in order afterwards."""
+    """Stable argsort downwards.
+
+    NumPy's fast sort of floats is not stable, so equal scores are put in order afterwards.
+    """
     order = np.argsort(-scores)
     same = np.diff(scores[order]) == 0
     tied = np.flatnonzero(np.append(same, False) | np.append(False, same))
@@ -117,7 +135,7 @@ def _position(values: np.ndarray, known: np.ndarray) -> np.ndarray:
     """Where each value stands in ``known`` (distinct, any order); -1 for one that does not."""
     if not len(known):
         return np.full(len(values), -1)
-    if 0 <= known.min() and known.max() < DENSE_IDS:  # COCO's: a table is several times as fast as a search
+    if known.min() >= 0 and known.max() < DENSE_IDS:  # COCO's: a table is several times as fast as a search
         table = np.full(known.max() + 2, -1)  # its last place is for whatever is out of range
         table[known] = np.arange(len(known))
         return table[np.clip(values, -1, known.max() + 1)]

@@ -1,4 +1,7 @@
-"""What the evaluation says, in sentences: every number and every conclusion is computed. Markdown; names are escaped."""
+"""What the evaluation says, in sentences: every number and every conclusion is computed. Markdown; names are
+escaped.
+"""
+
 from __future__ import annotations
 
 import html
@@ -22,26 +25,39 @@ def boxes(name: str, detections: Sequence[dict], gt: dict) -> str:
         return f"Checkpoint {html.escape(name)} gives no box at all."
     without = photos - len(np.unique(given.image_id))
     none = f"; {without:,} of {photos:,} photos have none" if without else ""
-    return (f"Checkpoint {html.escape(name)} gives {len(given) / max(photos, 1):.1f} boxes a photo{none}. Half of them have a "
-            f"score under {np.median(given.score):.2f}, and {(given.score >= 0.5).mean():.0%} have 0.5 or more.")
+    return (
+        f"Checkpoint {html.escape(name)} gives {len(given) / max(photos, 1):.1f} boxes a photo{none}. Half of "
+        f"them have a "
+        f"score under {np.median(given.score):.2f}, and {(given.score >= 0.5).mean():.0%} have 0.5 or more."
+    )
 
 
 def agreement(reference: dict, result: Result) -> str:
     """How far the two engines are apart: ``reference`` is pycocotools' ``coco_metrics``."""
     apart = max(abs(value - result.stats[name]) for name, value in reference["stats"].items())
     same = "they agree to the last bit" if not apart else f"they differ by up to {apart:.1e}"
-    return f"{len(reference['stats'])} numbers and a table of {len(reference['per_class'])} classes from two programs: {same}."
+    return (
+        f"{len(reference['stats'])} numbers and a table of {len(reference['per_class'])} classes from two "
+        f"programs: {same}."
+    )
 
 
 def collapse(start: Result, result: Result) -> str:
-    """Why the result cannot be right, or an empty string: a trained AP near zero from a start that could already detect."""
+    """Why the result cannot be right, or an empty string: a trained AP near zero from a start that could already
+    detect.
+    """
     before, after = start.stats["mAP"], result.stats["mAP"]
     if not before >= UNTRAINED > after:
         return ""
-    return (f"mAP fell from {before:.3f} to {after:.4f}: that is an all but untrained detector, not a bad one. The usual causes are "
-            "class indices that do not belong to the categories (02: the encode and decode check), boxes relative to the padded batch "
-            "instead of the photo, a class head that was newly initialised and hardly trained (class_head=reset, lr_head), and a "
-            "learning rate that destroys the pretrained weights (lr; see losses.csv).")
+    return (
+        f"mAP fell from {before:.3f} to {after:.4f}: that is an all but untrained detector, not a bad one. The "
+        f"usual causes are "
+        "class indices that do not belong to the categories (02: the encode and decode check), boxes relative to "
+        "the padded batch "
+        "instead of the photo, a class head that was newly initialised and hardly trained (class_head=reset, "
+        "lr_head), and a "
+        "learning rate that destroys the pretrained weights (lr; see losses.csv)."
+    )
 
 
 def headline(start: Result, result: Result) -> str:
@@ -57,10 +73,15 @@ def headline(start: Result, result: Result) -> str:
     gain = difference(start, result, "mAP")
     if not gain["value"]:
         return f"Checkpoint {name} has {after}, exactly as the start has."
-    verdict = ("the paired bootstrap finds the difference significant" if gain["significant"]
-               else "a difference that may be chance in so few photos")
-    return (f"Checkpoint {name} has {after}; the start had mAP {start.stats['mAP']:.3f}. Training changed mAP by "
-            f"**{gain['value']:+.3f}**{_range(gain['interval'], '+.3f')}: {verdict}.")
+    verdict = (
+        "the paired bootstrap finds the difference significant"
+        if gain["significant"]
+        else "a difference that may be chance in so few photos"
+    )
+    return (
+        f"Checkpoint {name} has {after}; the start had mAP {start.stats['mAP']:.3f}. Training changed mAP by "
+        f"**{gain['value']:+.3f}**{_range(gain['interval'], '+.3f')}: {verdict}."
+    )
 
 
 def by_size(result: Result, gt: dict) -> str:
@@ -72,8 +93,11 @@ def by_size(result: Result, gt: dict) -> str:
     if len(known) < 2 or max(known.values()) <= 0:
         return "There is nothing to compare by object size." + text
     best, worst = max(known, key=known.get), min(known, key=known.get)
-    return (f"AP is highest for **{best}** objects ({known[best]:.3f}, {counts[best]:,} objects) and lowest for **{worst}** ones "
-            f"({known[worst]:.3f}, {counts[worst]:,} of all {counts['all']:,}).{text}")
+    return (
+        f"AP is highest for **{best}** objects ({known[best]:.3f}, {counts[best]:,} objects) and lowest for "
+        f"**{worst}** ones "
+        f"({known[worst]:.3f}, {counts[worst]:,} of all {counts['all']:,}).{text}"
+    )
 
 
 def classes(table: pd.DataFrame) -> str:
@@ -84,18 +108,26 @@ def classes(table: pd.DataFrame) -> str:
     if len(known) < len(table):
         text += f" Classes without ground truth ({len(table) - len(known)} of {len(table)}) count nowhere."
     if len(enough) < len(known):
-        text += (f" Classes with fewer than {FEW} objects ({len(known) - len(enough)} of {len(known)}) are too rare for this "
-                 "comparison.")
+        text += (
+            f" Classes with fewer than {FEW} objects ({len(known) - len(enough)} of {len(known)}) are too rare "
+            f"for this "
+            "comparison."
+        )
     if not len(known) or known["AP"].max() <= 0:
         return "No class is detected at all." + text
     if len(enough) < 2:
         return "There are no two classes to compare." + text
     best, worst = enough.iloc[0], enough.iloc[-1]
     overlap = worst["AP_high"] >= best["AP_low"]
-    order = ("their intervals overlap, so another sample could turn the order round" if overlap
-             else "their intervals do not overlap")
-    return (f"Best is **{html.escape(best['class'])}** (AP {best['AP']:.3f}, {best['instances']:,} objects), worst "
-            f"**{html.escape(worst['class'])}** ({worst['AP']:.3f}, {worst['instances']:,} objects); {order}." + text)
+    order = (
+        "their intervals overlap, so another sample could turn the order round"
+        if overlap
+        else "their intervals do not overlap"
+    )
+    return (
+        f"Best is **{html.escape(best['class'])}** (AP {best['AP']:.3f}, {best['instances']:,} objects), worst "
+        f"**{html.escape(worst['class'])}** ({worst['AP']:.3f}, {worst['instances']:,} objects); {order}." + text
+    )
 
 
 def curve_ends(result: Result) -> str:
@@ -107,21 +139,30 @@ def curve_ends(result: Result) -> str:
     if not objects.sum() or not len(enough):
         return "There are too few objects of any class to say where a curve ends."
     first = enough[(found[enough] / objects[enough]).argmin()]
-    return (f"Down to the weakest box, {found.sum() / objects.sum():.0%} of all objects are found at IoU 0.5. The curve that ends "
-            f"first is that of **{html.escape(matches.classes[first])}**: {1 - found[first] / objects[first]:.0%} of its "
-            f"{objects[first]:,} objects are found at no score.")
+    return (
+        f"Down to the weakest box, {found.sum() / objects.sum():.0%} of all objects are found at IoU 0.5. The "
+        f"curve that ends "
+        f"first is that of **{html.escape(matches.classes[first])}**: {1 - found[first] / objects[first]:.0%} of its "
+        f"{objects[first]:,} objects are found at no score."
+    )
 
 
 def threshold(curves: pd.DataFrame, best: Operating) -> str:
     """What showing only confident boxes gains and costs."""
     if best.f1 <= 0:
-        return "No detection is right at any score threshold, so no threshold is better than another; 0.50 is used below."
+        return (
+            "No detection is right at any score threshold, so no threshold is better than another; 0.50 is used below."
+        )
     half = curves.iloc[int(np.argmin(np.abs(curves["threshold"] - 0.5)))]
-    text = (f"F1 is best (**{best.f1:.2f}**) when boxes with a score of **{best.threshold:.2f}** or more are shown: "
-            f"{best.precision:.0%} of them are right, and {best.recall:.0%} of the objects are found. ")
+    text = (
+        f"F1 is best (**{best.f1:.2f}**) when boxes with a score of **{best.threshold:.2f}** or more are shown: "
+        f"{best.precision:.0%} of them are right, and {best.recall:.0%} of the objects are found. "
+    )
     if np.isnan(half["precision"]):
         return text + "At the customary 0.50 nothing would be shown."
-    return text + f"The customary 0.50 would give F1 {half['F1']:.2f} ({half['precision']:.0%} and {half['recall']:.0%})."
+    return (
+        text + f"The customary 0.50 would give F1 {half['F1']:.2f} ({half['precision']:.0%} and {half['recall']:.0%})."
+    )
 
 
 def class_thresholds(table: pd.DataFrame, best: Operating) -> str:
@@ -131,9 +172,12 @@ def class_thresholds(table: pd.DataFrame, best: Operating) -> str:
         return "There are no two classes whose thresholds could be compared."
     low, high = known.loc[known["best_threshold"].idxmin()], known.loc[known["best_threshold"].idxmax()]
     near = int(((known["best_threshold"] - best.threshold).abs() <= 0.05).sum())
-    return (f"The best thresholds go from {low['best_threshold']:.2f} (**{html.escape(low['class'])}**) to "
-            f"{high['best_threshold']:.2f} (**{html.escape(high['class'])}**); {near} of {len(known)} classes are within 0.05 of "
-            f"the common {best.threshold:.2f}.")
+    return (
+        f"The best thresholds go from {low['best_threshold']:.2f} (**{html.escape(low['class'])}**) to "
+        f"{high['best_threshold']:.2f} (**{html.escape(high['class'])}**); {near} of {len(known)} classes are "
+        f"within 0.05 of "
+        f"the common {best.threshold:.2f}."
+    )
 
 
 def calibration(bins: pd.DataFrame, error: float) -> str:
@@ -145,8 +189,10 @@ def calibration(bins: pd.DataFrame, error: float) -> str:
     lowest = bins["count"].iloc[0] / count
     lean = "about right" if abs(gap) < 0.01 else "too confident" if gap > 0 else "too modest"
     confident = bins[bins["low"] >= 0.49]
-    text = (f"The expected calibration error is **{error:.3f}**; on average scores are {lean} (mean score minus accuracy "
-            f"{gap:+.3f}).")
+    text = (
+        f"The expected calibration error is **{error:.3f}**; on average scores are {lean} (mean score minus accuracy "
+        f"{gap:+.3f})."
+    )
     if lowest > 0.5:
         text += f" {lowest:.0%} of all detections have a score under {bins['high'].iloc[0]:.1f} and dominate that mean."
     if confident["count"].sum():
@@ -164,8 +210,11 @@ def confusions(matrix: pd.DataFrame) -> str:
         return "There are no objects that could be confused."
     truth, predicted, times = most_confused(matrix)
     wrong_class, missed, background = counts[:-1, :-1].sum() - right, counts[:-1, -1].sum(), counts[-1].sum()
-    text = (f"Of {objects:,} objects {right / objects:.0%} are found with the right class, {wrong_class / objects:.0%} with a wrong "
-            f"one and {missed / objects:.0%} are missed; {background:,} boxes are on background.")
+    text = (
+        f"Of {objects:,} objects {right / objects:.0%} are found with the right class, "
+        f"{wrong_class / objects:.0%} with a wrong "
+        f"one and {missed / objects:.0%} are missed; {background:,} boxes are on background."
+    )
     if times:
         often = "once" if times == 1 else f"{times:,} times"
         text += f" Most often **{html.escape(truth)}** is taken for **{html.escape(predicted)}** ({often})."
@@ -178,8 +227,11 @@ def photos(table: pd.DataFrame) -> str:
     if not len(with_objects):
         return "No photo has an object to be found."
     perfect, hopeless = (int((with_objects["F1"] == value).sum()) for value in (1, 0))
-    return (f"Half of the {len(with_objects):,} photos with objects have an F1 of {with_objects['F1'].median():.2f} or more; in "
-            f"{perfect:,} everything is right, in {hopeless:,} nothing is.")
+    return (
+        f"Half of the {len(with_objects):,} photos with objects have an F1 of {with_objects['F1'].median():.2f} "
+        f"or more; in "
+        f"{perfect:,} everything is right, in {hopeless:,} nothing is."
+    )
 
 
 def other_runs(results: list[Result], base: Result) -> str:
@@ -188,8 +240,11 @@ def other_runs(results: list[Result], base: Result) -> str:
     if not gains:
         return "There is no other checkpoint to compare with."
     better, worse = (sum(gain["significant"] and sign * gain["value"] > 0 for gain in gains) for sign in (1, -1))
-    return (f"{len(gains)} other checkpoint{'s' * (len(gains) > 1)}: {better} significantly better than {html.escape(base.name)}, "
-            f"{worse} significantly worse, {len(gains) - better - worse} that cannot be told from it.")
+    return (
+        f"{len(gains)} other checkpoint{'s' * (len(gains) > 1)}: {better} significantly better than "
+        f"{html.escape(base.name)}, "
+        f"{worse} significantly worse, {len(gains) - better - worse} that cannot be told from it."
+    )
 
 
 def pair(a: Result, b: Result) -> str:
@@ -199,15 +254,21 @@ def pair(a: Result, b: Result) -> str:
         return f"Nothing tells {html.escape(a.name)} and {html.escape(b.name)} apart."
     first, second = (b, a) if gain["value"] > 0 else (a, b)
     verdict = "significant" if gain["significant"] else "within what chance can do"
-    return (f"**{html.escape(first.name)}** has {abs(gain['value']):.3f} mAP more than {html.escape(second.name)}: {verdict} by the "
-            "paired bootstrap.")
+    return (
+        f"**{html.escape(first.name)}** has {abs(gain['value']):.3f} mAP more than {html.escape(second.name)}: "
+        f"{verdict} by the "
+        "paired bootstrap."
+    )
 
 
 def learnt(start: Result, result: Result, parts: list[str], cost: str) -> str:
     """The closing words: the headline, the sentences of the sections, and what to read next, as a list."""
     short = result.stats["mAP50"] - result.stats["mAP75"]
-    next_ = (f"mAP50 is {result.stats['mAP50']:.3f} and mAP75 {result.stats['mAP75']:.3f}: "
-             + ("boxes are found but not tight; " if short > 0.25 else "") + "05 says which errors that is, and what would gain most.")
+    next_ = (
+        f"mAP50 is {result.stats['mAP50']:.3f} and mAP75 {result.stats['mAP75']:.3f}: "
+        + ("boxes are found but not tight; " if short > 0.25 else "")
+        + "05 says which errors that is, and what would gain most."
+    )
     return "\n".join(f"- {line}" for line in [headline(start, result), *parts, cost, next_])
 
 

@@ -172,7 +172,7 @@ def metrics_csv(cfg: Config, path: Path) -> None:
         (cfg.checkpoint, "detections_val2017.json"),
     ):
         row = ours[ours["checkpoint"] == checkpoint_name]
-        again = neighbour(lambda: _recomputed(cfg, cfg.run_dir / file))
+        again = neighbour(lambda path=cfg.run_dir / file: _recomputed(cfg, path))
         if again is not None and len(row):
             for name in STATS:
                 said, is_so = float(row.iloc[0][name]), again[name]

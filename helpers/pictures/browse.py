@@ -1,7 +1,9 @@
-"""Look at predictions photo by photo: :func:`draw` makes one picture, :func:`browse` a slider over all of them in Jupyter.
+"""Look at predictions photo by photo: :func:`draw` makes one picture, :func:`browse` a slider over all of them in
+Jupyter.
 
 Red dashed boxes are predicted, green solid ones are the ground truth.
 """
+
 from __future__ import annotations
 
 import html
@@ -16,38 +18,17 @@ EVERYTHING, ALL_ERRORS, ALL_CLASSES = "all predictions", "all errors", "all clas
 DATA_SET_ORDER, WORST_FIRST, CONFIDENT_FIRST = "data set order", "worst photo first", "most confident error first"
 
 
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-def browse(index: CocoIndex, detections: list[dict], errors: pd.DataFrame | None = None, order: list[int] | None = None,
-           threshold: float = 0.5) -> "Browser":
+def browse(
+    index: CocoIndex,
+    detections: list[dict],
+    errors: pd.DataFrame | None = None,
+    order: list[int] | None = None,
+    threshold: float = 0.5,
+) -> Browser:
     """A slider over the photos of ``index``, to be shown in a notebook.
 
-    ``errors``: rows of ``error_table``, gives a filter by error type; ``order``: image ids, worst photo first; ``threshold``:
-    the score threshold to start with. Works without Jupyter too, where nobody can move it.
+    ``errors``: rows of ``error_table``, gives a filter by error type; ``order``: image ids, worst photo first;
+    ``threshold``: the score threshold to start with. Works without Jupyter too, where nobody can move it.
     """
     return Browser(index, detections, errors, order, threshold)
 
@@ -55,23 +36,49 @@ def browse(index: CocoIndex, detections: list[dict], errors: pd.DataFrame | None
 class Browser(ipywidgets.VBox):
     """The widgets of :func:`browse`. ``picture`` holds the JPEG; ``count`` is the number of predicted boxes on it."""
 
-    def __init__(self, index: CocoIndex, detections: list[dict], errors: pd.DataFrame | None, order: list[int] | None,
-                 threshold: float):
+    def __init__(
+        self,
+        index: CocoIndex,
+        detections: list[dict],
+        errors: pd.DataFrame | None,
+        order: list[int] | None,
+        threshold: float,
+    ):
         self.index, self.errors, self.order, self.count = index, errors, order, 0
         self._detections: dict[int, list[dict]] = {}
         for row in detections:
             self._detections.setdefault(row["image_id"], []).append(row)
         wide = {"description_width": "7em"}
         rules = [DATA_SET_ORDER] + [WORST_FIRST] * (order is not None) + [CONFIDENT_FIRST] * (errors is not None)
-        types = [EVERYTHING, ALL_ERRORS, *sorted(set(errors["type"].astype(str)))] if errors is not None else [EVERYTHING]
+        types = (
+            [EVERYTHING, ALL_ERRORS, *sorted(set(errors["type"].astype(str)))] if errors is not None else [EVERYTHING]
+        )
         self.sort = ipywidgets.Dropdown(options=rules, value=rules[-1], description="order", style=wide)
-        self.kind = ipywidgets.Dropdown(options=types, value=types[min(1, len(types) - 1)], description="show", style=wide)
-        self.of_class = ipywidgets.Dropdown(options=[(ALL_CLASSES, None), *((str(c), c) for c in index.classes)],
-                                            description="class", style=wide)
-        self.slider = ipywidgets.IntSlider(1, min=1, max=1, description="photo", continuous_update=False, style=wide,
-                                           layout=ipywidgets.Layout(width="34em"))
-        self.threshold = ipywidgets.FloatSlider(threshold, min=0, max=1, step=0.01, description="score from",
-                                                continuous_update=False, style=wide, layout=ipywidgets.Layout(width="34em"))
+        self.kind = ipywidgets.Dropdown(
+            options=types, value=types[min(1, len(types) - 1)], description="show", style=wide
+        )
+        self.of_class = ipywidgets.Dropdown(
+            options=[(ALL_CLASSES, None), *((str(c), c) for c in index.classes)], description="class", style=wide
+        )
+        self.slider = ipywidgets.IntSlider(
+            1,
+            min=1,
+            max=1,
+            description="photo",
+            continuous_update=False,
+            style=wide,
+            layout=ipywidgets.Layout(width="34em"),
+        )
+        self.threshold = ipywidgets.FloatSlider(
+            threshold,
+            min=0,
+            max=1,
+            step=0.01,
+            description="score from",
+            continuous_update=False,
+            style=wide,
+            layout=ipywidgets.Layout(width="34em"),
+        )
         self.truth = ipywidgets.Checkbox(True, description="ground truth (green)", indent=False)
         self.previous = ipywidgets.Button(description="previous", icon="arrow-left")
         self.next = ipywidgets.Button(description="next", icon="arrow-right")
@@ -84,8 +91,15 @@ class Browser(ipywidgets.VBox):
         for widget in (self.slider, self.threshold, self.truth):
             widget.observe(self._show, "value")
         filters = [self.sort, self.of_class] + [self.kind] * (errors is not None)
-        super().__init__([ipywidgets.HBox([self.slider, self.previous, self.next]), ipywidgets.HBox([self.threshold, self.truth]),
-                          ipywidgets.HBox(filters), self.caption, self.picture])
+        super().__init__(
+            [
+                ipywidgets.HBox([self.slider, self.previous, self.next]),
+                ipywidgets.HBox([self.threshold, self.truth]),
+                ipywidgets.HBox(filters),
+                self.caption,
+                self.picture,
+            ]
+        )
         self._select()
 
     def step(self, by: int) -> None:
@@ -109,7 +123,9 @@ class Browser(ipywidgets.VBox):
             ids = list(dict.fromkeys(self.order))
         elif self.sort.value == CONFIDENT_FIRST:
             by_score = self.errors if errors is None else errors
-            ids = list(dict.fromkeys([*by_score.sort_values("score", ascending=False, kind="stable")["image_id"], *ids]))
+            ids = list(
+                dict.fromkeys([*by_score.sort_values("score", ascending=False, kind="stable")["image_id"], *ids])
+            )
         self.photos = [position[image_id] for image_id in ids if image_id in position]
         if errors is not None:
             keep = set(errors["image_id"])
@@ -125,7 +141,8 @@ class Browser(ipywidgets.VBox):
         """Whether the class is annotated in photo ``i``, or predicted there above the threshold."""
         k = self.index.classes.index(name)
         return bool((self.index.labels[self.index.rows(i)] == k).any()) or any(
-            d["category_id"] == self.index.category_ids[k] and d["score"] >= self.threshold.value for d in self._of(i))
+            d["category_id"] == self.index.category_ids[k] and d["score"] >= self.threshold.value for d in self._of(i)
+        )
 
     def _of(self, i: int) -> list[dict]:
         return self._detections.get(int(self.index.image_ids[i]), [])
@@ -137,10 +154,13 @@ class Browser(ipywidgets.VBox):
             return
         i = self.photos[min(self.slider.value, len(self.photos)) - 1]
         classes = None if self.of_class.value is None else [self.of_class.value]
-        boxes = visible_boxes(self.index, i, self._of(i), self.threshold.value, self.truth.value, classes, self._shown_errors())
+        boxes = visible_boxes(
+            self.index, i, self._of(i), self.threshold.value, self.truth.value, classes, self._shown_errors()
+        )
         self.count = sum(box.predicted for box in boxes)
         self.caption.value = (
             f"photo {self.slider.value} of {len(self.photos)}: <b>{html.escape(str(self.index.file_names[i]))}</b> "
             f"(id {int(self.index.image_ids[i])}), {self.count} predicted, {len(boxes) - self.count} ground truth"
-            + ("" if classes is None else f", only {html.escape(str(classes[0]))}"))
+            + ("" if classes is None else f", only {html.escape(str(classes[0]))}")
+        )
         self.picture.value = picture(self.index, i, boxes)

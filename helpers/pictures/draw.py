@@ -1,4 +1,5 @@
 """One photo with its boxes as a picture: red dashed boxes are predicted, green solid ones are the ground truth."""
+
 from __future__ import annotations
 
 import functools
@@ -27,12 +28,19 @@ class Box:
     width: int = 2
 
 
-def visible_boxes(index: CocoIndex, i: int, detections: list[dict], threshold: float, show_truth: bool = True,
-                  classes: list[str] | None = None, errors: pd.DataFrame | None = None) -> list[Box]:
+def visible_boxes(
+    index: CocoIndex,
+    i: int,
+    detections: list[dict],
+    threshold: float,
+    show_truth: bool = True,
+    classes: list[str] | None = None,
+    errors: pd.DataFrame | None = None,
+) -> list[Box]:
     """What :func:`draw` puts on image ``i``: its ground truth, and predictions with ``score >= threshold``.
 
-    ``classes`` (names) keeps only these. With ``errors`` (rows of ``error_table``) the predictions are only the false ones,
-    their label says why, and what was missed is drawn thick.
+    ``classes`` (names) keeps only these. With ``errors`` (rows of ``error_table``) the predictions are only the false
+    ones, their label says why, and what was missed is drawn thick.
     """
     wanted = set(index.classes if classes is None else classes)
     missed = set() if errors is None else set(errors.loc[errors["type"] == "missed", "annotation_id"])
@@ -45,22 +53,42 @@ def visible_boxes(index: CocoIndex, i: int, detections: list[dict], threshold: f
     if errors is not None:
         return boxes + _false_predictions(errors[errors["image_id"] == index.image_ids[i]], threshold, wanted)
     name_of = {category: name for category, name in zip(index.category_ids, index.classes) if name in wanted}
-    rows = [d for d in detections
-            if d["image_id"] == index.image_ids[i] and d["score"] >= threshold and d["category_id"] in name_of]
-    return boxes + [Box(_xyxy(d["bbox"]), f"{name_of[d['category_id']]} {d['score']:.2f}", True)
-                    for d in sorted(rows, key=lambda d: d["score"])]
+    rows = [
+        d
+        for d in detections
+        if d["image_id"] == index.image_ids[i] and d["score"] >= threshold and d["category_id"] in name_of
+    ]
+    return boxes + [
+        Box(_xyxy(d["bbox"]), f"{name_of[d['category_id']]} {d['score']:.2f}", True)
+        for d in sorted(rows, key=lambda d: d["score"])
+    ]
 
 
 def _false_predictions(errors: pd.DataFrame, threshold: float, wanted: set[str]) -> list[Box]:
     """Boxes of the wrong predictions of one photo; a class is meant when it was predicted or should have been."""
     errors = errors[(errors["type"] != "missed") & (errors["score"] >= threshold)]
     errors = errors[errors["predicted_class"].isin(wanted) | errors["class"].isin(wanted)].sort_values("score")
-    return [Box(_xyxy(bbox), f"{kind}: {name} {score:.2f}", True) for kind, name, score, bbox in
-            zip(errors["type"], errors["predicted_class"], errors["score"], errors[["x", "y", "w", "h"]].to_numpy(dtype=float))]
+    return [
+        Box(_xyxy(bbox), f"{kind}: {name} {score:.2f}", True)
+        for kind, name, score, bbox in zip(
+            errors["type"],
+            errors["predicted_class"],
+            errors["score"],
+            errors[["x", "y", "w", "h"]].to_numpy(dtype=float),
+        )
+    ]
 
 
-def draw(index: CocoIndex, i: int, detections: list[dict], threshold: float, show_truth: bool = True,
-         classes: list[str] | None = None, errors: pd.DataFrame | None = None, max_side: int = 640) -> bytes:
+def draw(
+    index: CocoIndex,
+    i: int,
+    detections: list[dict],
+    threshold: float,
+    show_truth: bool = True,
+    classes: list[str] | None = None,
+    errors: pd.DataFrame | None = None,
+    max_side: int = 640,
+) -> bytes:
     """Image ``i`` with its boxes as JPEG, longest side ``max_side`` pixels at most (small photos are doubled at most).
 
     ``detections``: COCO results, those of other photos are left out; the rest as in :func:`visible_boxes`. A photo that
@@ -85,7 +113,9 @@ def picture(index: CocoIndex, i: int, boxes: list[Box], max_side: int = 640) -> 
         _rectangle(canvas, at.tolist(), box)
     font, taken = _font(13 if len(boxes) <= 30 else 11), []
     for box, at in sorted(zip(reversed(boxes), reversed(corners)), key=lambda pair: pair[0].width, reverse=True):
-        _label(canvas, at.tolist(), box, font, size, taken)  # what was missed first, then the most confident predictions
+        _label(
+            canvas, at.tolist(), box, font, size, taken
+        )  # what was missed first, then the most confident predictions
     return _jpeg(image)
 
 
@@ -121,15 +151,22 @@ def _rectangle(canvas: ImageDraw.ImageDraw, xyxy: list[float], box: Box) -> None
         return
     x0, y0, x1, y1 = xyxy
     canvas.rectangle(xyxy, outline="white", width=1)
-    for start, stop, fixed, across in ((x0, x1, y0, False), (x0, x1, y1, False), (y0, y1, x0, True), (y0, y1, x1, True)):
+    for start, stop, fixed, across in (
+        (x0, x1, y0, False),
+        (x0, x1, y1, False),
+        (y0, y1, x0, True),
+        (y0, y1, x1, True),
+    ):
         for at in np.arange(start, stop, 11.0):
             end = min(at + 7.0, stop)
             canvas.line((fixed, at, fixed, end) if across else (at, fixed, end, fixed), fill=PREDICTED, width=box.width)
 
 
-def _label(canvas: ImageDraw.ImageDraw, xyxy: list[float], box: Box, font, size: tuple[int, int],
-           taken: list[tuple]) -> None:
-    """Write the text on a filled rectangle inside the picture, at the box's corner that hides the least of the labels ``taken``.
+def _label(
+    canvas: ImageDraw.ImageDraw, xyxy: list[float], box: Box, font, size: tuple[int, int], taken: list[tuple]
+) -> None:
+    """Write the text on a filled rectangle inside the picture, at the box's corner that hides the least of the labels
+    ``taken``.
 
     Where every place would hide another label the box stays without one: half a name helps nobody.
     """
@@ -138,8 +175,10 @@ def _label(canvas: ImageDraw.ImageDraw, xyxy: list[float], box: Box, font, size:
     x0, y0, x1, y1 = xyxy
     above, below = [(x0, y0 - height), (x1 - width, y0 - height)], [(x0, y1), (x1 - width, y1)]
     inside = [(x0, y0), (x0, y1 - height), (x1 - width, y0), (x1 - width, y1 - height)]
-    places = [(min(max(x, 0), max(size[0] - width - 1, 0)), min(max(y, 0), max(size[1] - height - 1, 0)))
-              for x, y in (above + below if box.predicted else below + above) + inside]
+    places = [
+        (min(max(x, 0), max(size[0] - width - 1, 0)), min(max(y, 0), max(size[1] - height - 1, 0)))
+        for x, y in (above + below if box.predicted else below + above) + inside
+    ]
     hidden = _overlaps(np.array([(x, y, x + width, y + height) for x, y in places]), np.array(taken).reshape(-1, 4))
     if hidden.min() <= 0.15 * width * height:
         x, y = places[int(hidden.argmin())]

@@ -27,17 +27,7 @@ from helpers.report.gallery import gallery
 from helpers.report.pages import LIMIT, notebook_page, templates
 
 EXAMPLES = 6
-EPOCHS = (
-    "epoch",
-    "step",
-    "train_loss",
-    "train_loss_bbox",
-    "val_loss_bbox",
-    "mAP",
-    "mAP50",
-    "seconds",
-    "photos_per_s",
-)
+EPOCHS = ("epoch", "step", "train_loss", "train_loss_bbox", "val_loss_bbox", "mAP", "mAP50", "seconds", "photos_per_s")
 CHARTS = {
     "error_types": "How many, and what they cost",
     "where_it_fails": "Where it fails",
@@ -69,7 +59,7 @@ def write_pages(cfg: Config, folder: Path) -> dict:
             "name": path.stem,
             "title": path.stem,
             "href": None,
-            **{key: None for key in ("seconds", "succeeded", "finished")},
+            **dict.fromkeys(("seconds", "succeeded", "finished")),
         }
         entry |= (
             {key: times[path.stem].get(key) for key in ("seconds", "succeeded", "finished")}
@@ -148,7 +138,9 @@ def headline(cfg: Config) -> dict:
 
 
 def _intervals(cfg: Config) -> dict:
-    """95 % intervals from metrics.json, as far as it has them: ``intervals`` and ``gains`` are metric -> (low, high)."""
+    """95 % intervals from metrics.json, as far as it has them: ``intervals`` and ``gains`` are metric -> (low,
+    high).
+    """
     document = _part(lambda: _json(cfg.run_dir / "metrics.json", default={}))
     found = (document.get("intervals") or {}).get(document.get("checkpoint")) or {}
     gains = {name: (row or {}).get("interval") for name, row in (document.get("difference") or {}).items()}

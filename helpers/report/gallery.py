@@ -25,9 +25,8 @@ def gallery(cfg: Config, side: int = 640) -> dict:
     """What ``templates/browse.js`` shows: classes (names), photos, rule (a sentence), floor and threshold (scores).
 
     A photo has its ``picture`` (a JPEG data URI, at most ``side`` pixels), ``width`` and ``height`` of the original,
-    ``truth`` rows ``[x, y, w, h, class index, crowd]`` and ``predicted`` rows ``[x, y, w, h, class index, score]``, most
-    certain first.
-    Raises UserError when 01 or 04 has not run, ValueError when what they wrote cannot be read.
+    ``truth`` rows ``[x, y, w, h, class index, crowd]`` and ``predicted`` rows ``[x, y, w, h, class index, score]``,
+    most certain first. Raises UserError when 01 or 04 has not run, ValueError when what they wrote cannot be read.
     """
     detections_file = require(cfg.run_dir / "detections_val2017.json", "04_evaluate")
     index = open_split(cfg, "val2017")

@@ -174,8 +174,6 @@ def _finish_copy(running: Path, copy: Path, reason: str | None) -> int | None:
     return number
 
 
-
-
 def _sentence(name: str, message: str) -> str:
     first = message.strip().splitlines()[0] if message.strip() else "no message"
     return first if name == "UserError" else f"{name}: {first}"

@@ -101,7 +101,7 @@ def note_time(file: Path, name: str, seconds: float, succeeded: bool) -> None:
         times = orjson.loads(file.read_bytes())
     except (OSError, orjson.JSONDecodeError):
         times = {}
-    now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     times[name] = {"seconds": round(seconds, 2), "succeeded": succeeded, "finished": now}
     write_json(file, dict(sorted(times.items())))
 

@@ -1,4 +1,5 @@
 """What stands behind the sprites of a built-in scene, and what a camera does to the whole picture."""
+
 from __future__ import annotations
 
 import cv2
@@ -7,8 +8,10 @@ import numpy as np
 
 def background(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
     """uint8 [H, W, 3]: flat, gradient, stripes, checks, a horizon or shapes, with more or less value noise over it."""
-    kind = rng.choice(["flat", "gradient", "noise", "stripes", "checks", "horizon", "shapes"],
-                      p=[0.08, 0.17, 0.2, 0.12, 0.08, 0.22, 0.13])
+    kind = rng.choice(
+        ["flat", "gradient", "noise", "stripes", "checks", "horizon", "shapes"],
+        p=[0.08, 0.17, 0.2, 0.12, 0.08, 0.22, 0.13],
+    )
     one, two = random_colour(rng), random_colour(rng)
     y, x = np.mgrid[:height, :width].astype(np.float32)
     angle = rng.uniform(0, np.pi)

@@ -24,21 +24,32 @@ from helpers.scenes.backgrounds import background, photograph
 from helpers.scenes.sprites import KINDS, Sprite, pick_clutter, pick_sprite
 
 VERSION = 1  # of what is drawn: raise it with every change of a pixel, and data sets of older scenes are made anew
-EXTRA_CLASSES = ("airplane", "train", "boat", "bird", "umbrella", "sports ball", "wine glass", "cake", "cell phone",
-                 "clock")
+EXTRA_CLASSES = (
+    "airplane",
+    "train",
+    "boat",
+    "bird",
+    "umbrella",
+    "sports ball",
+    "wine glass",
+    "cake",
+    "cell phone",
+    "clock",
+)
 SCENE_CLASSES = tuple(name for name in KINDS if name not in EXTRA_CLASSES)
 SPLITS = ("train2017", "val2017")
 FIRST_IMAGE_ID = {"train2017": 1, "val2017": 1_000_001}
 
 MIN_VISIBLE = 0.45  # share of a labelled thing that occlusion and the border must leave
-MIN_SIDE = 6        # pixels of the shorter side of its visible box
+MIN_SIDE = 6  # pixels of the shorter side of its visible box
 UNSEEN_SHARE = 0.39  # of the labelled things of validation: sprites that training never draws
-SIDES = (26, 120)   # longest side of a sprite in a 256-pixel scene, two octaves, before the class's own scale
+SIDES = (26, 120)  # longest side of a sprite in a 256-pixel scene, two octaves, before the class's own scale
 
 
 @dataclass(frozen=True, eq=False)
 class Thing:
     """A labelled object: `mask` bool [H, W] is its visible part."""
+
     name: str
     base: str
     unseen: bool
@@ -53,12 +64,14 @@ class Thing:
 @dataclass(frozen=True, eq=False)
 class Scene:
     """`image` uint8 RGB [H, W, 3] and its labelled things, lowest first."""
+
     image: np.ndarray
     things: list[Thing]
 
 
-def write_scenes(root: Path, classes: Sequence[str], n_train: int, n_val: int, seed: int, size: int = 256,
-                 pretraining: bool = False) -> None:
+def write_scenes(
+    root: Path, classes: Sequence[str], n_train: int, n_val: int, seed: int, size: int = 256, pretraining: bool = False
+) -> None:
     """Write `n_train` + `n_val` scenes under `root` in COCO's layout; the same arguments give the same bytes.
 
     `pretraining`: scenes for the shipped checkpoint, both splits drawn from the sprites of the pool `first` alone.
@@ -73,15 +86,21 @@ def write_scenes(root: Path, classes: Sequence[str], n_train: int, n_val: int, s
         folder.mkdir(parents=True, exist_ok=True)
         write = partial(_write_scene, folder, classes, split, seed, size=size, pretraining=pretraining)
         with ThreadPoolExecutor(os.cpu_count()) as pool:  # numpy and OpenCV let other threads run
-            written = list(tqdm(pool.map(write, range(count)), total=count, desc=f"scenes, {split}", unit="scene", leave=False))
-        content = {**_header(classes, seed), "images": [image for image, _ in written],
-                   "annotations": [record for _, records in written for record in records]}
+            written = list(
+                tqdm(pool.map(write, range(count)), total=count, desc=f"scenes, {split}", unit="scene", leave=False)
+            )
+        content = {
+            **_header(classes, seed),
+            "images": [image for image, _ in written],
+            "annotations": [record for _, records in written for record in records],
+        }
         # last and in one step: where the annotations are, the images are complete
         write_atomic(Path(root) / "annotations" / f"instances_{split}.json", orjson.dumps(content))
 
 
-def _write_scene(folder: Path, classes: Sequence[str], split: str, seed: int, index: int, size: int,
-                 pretraining: bool) -> tuple[dict, list[dict]]:
+def _write_scene(
+    folder: Path, classes: Sequence[str], split: str, seed: int, index: int, size: int, pretraining: bool
+) -> tuple[dict, list[dict]]:
     """Make a scene and write its JPEG; its image record and annotations."""
     scene = make_scene(classes, split, seed, index, size, pretraining)
     image_id = FIRST_IMAGE_ID[split] + index
@@ -92,8 +111,9 @@ def _write_scene(folder: Path, classes: Sequence[str], split: str, seed: int, in
     return image, _records(scene, image_id, split)
 
 
-def make_scene(classes: Sequence[str], split: str, seed: int, index: int, size: int = 256,
-               pretraining: bool = False) -> Scene:
+def make_scene(
+    classes: Sequence[str], split: str, seed: int, index: int, size: int = 256, pretraining: bool = False
+) -> Scene:
     """Scene number `index` of a split, by itself: 2 to 9 labelled things, up to 3 unlabelled ones."""
     rng = np.random.default_rng((seed, SPLITS.index(split), index))
     short = int(round(size * rng.uniform(0.7, 1.0)))
@@ -117,13 +137,13 @@ class _Canvas:
     def __init__(self, image: np.ndarray):
         self.image, self.owner = image, np.full(image.shape[:2], -1, np.int16)
         self.things: list[tuple | None] = []  # (name, base, unseen); None: without a label
-        self.areas: list[int] = []            # pixels of each whole sprite, hidden and outside ones too
+        self.areas: list[int] = []  # pixels of each whole sprite, hidden and outside ones too
 
     def paste(self, patch: np.ndarray, left: int, top: int, label: tuple | None) -> bool:
         """Paint a premultiplied RGBA patch unless it or a labelled thing below would be left with too little."""
         height, width = self.owner.shape
-        box = np.s_[max(top, 0):min(top + patch.shape[0], height), max(left, 0):min(left + patch.shape[1], width)]
-        patch_box = patch[max(-top, 0):, max(-left, 0):][:box[0].stop - box[0].start, :box[1].stop - box[1].start]
+        box = np.s_[max(top, 0) : min(top + patch.shape[0], height), max(left, 0) : min(left + patch.shape[1], width)]
+        patch_box = patch[max(-top, 0) :, max(-left, 0) :][: box[0].stop - box[0].start, : box[1].stop - box[1].start]
         area, solid = int((patch[..., 3] > 127).sum()), patch_box[..., 3] > 127
         before = self.owner[box].copy()
         self.owner[box][solid] = len(self.things)
@@ -144,8 +164,9 @@ class _Canvas:
         return cv2.countNonZero(mask) >= MIN_VISIBLE * self.areas[i] and min(cv2.boundingRect(mask)[2:]) >= MIN_SIDE
 
 
-def _add(canvas: _Canvas, rng: np.random.Generator, classes: Sequence[str], pools: tuple[str, str], label: bool,
-         side: float) -> None:
+def _add(
+    canvas: _Canvas, rng: np.random.Generator, classes: Sequence[str], pools: tuple[str, str], label: bool, side: float
+) -> None:
     """Pick a sprite and try some places for it; a crowded scene may refuse them all.
 
     `pools`: where most sprites come from, and where a share of `UNSEEN_SHARE` does.
@@ -170,9 +191,9 @@ def _add(canvas: _Canvas, rng: np.random.Generator, classes: Sequence[str], pool
             if len(xs):
                 x, y = (v.mean() + rng.normal(0, 0.7) * side for v in (xs, ys))
         left, top = int(x - patch.shape[1] / 2), int(y - patch.shape[0] / 2)
-        if -patch.shape[1] < left < width and -patch.shape[0] < top < height:
-            if canvas.paste(patch, left, top, (sprite.name, sprite.base, pool == "unseen") if label else None):
-                return
+        inside = -patch.shape[1] < left < width and -patch.shape[0] < top < height
+        if inside and canvas.paste(patch, left, top, (sprite.name, sprite.base, pool == "unseen") if label else None):
+            return
 
 
 def _warp(rng: np.random.Generator, sprite: Sprite, side: float) -> np.ndarray:
@@ -191,7 +212,7 @@ def _warp(rng: np.random.Generator, sprite: Sprite, side: float) -> np.ndarray:
     turn[:, 2] += (reach - new[0]) / 2, (reach - new[1]) / 2
     rgba = _recolour(rng, cv2.warpAffine(rgba, turn, (reach, reach)), kind.hue if kind else 1)
     x, y, w, h = cv2.boundingRect((rgba[..., 3] > 127).view(np.uint8))
-    return rgba[y:y + h, x:x + w]
+    return rgba[y : y + h, x : x + w]
 
 
 def _recolour(rng: np.random.Generator, rgba: np.ndarray, hue: float) -> np.ndarray:
@@ -206,20 +227,19 @@ def _recolour(rng: np.random.Generator, rgba: np.ndarray, hue: float) -> np.ndar
     return out
 
 
-
-
-
-
-
-
-
-
 def _records(scene: Scene, image_id: int, split: str) -> list[dict]:
     """COCO annotations of a scene; ids follow from the image's, so they are unique over both splits."""
     records = []
     for number, thing in enumerate(scene.things):
-        record = {"id": image_id * 16 + number, "image_id": image_id, "category_id": KINDS[thing.name].category_id,
-                  "bbox": thing.bbox, "area": int(thing.mask.sum()), "iscrowd": 0, "segmentation": polygons(thing.mask)}
+        record = {
+            "id": image_id * 16 + number,
+            "image_id": image_id,
+            "category_id": KINDS[thing.name].category_id,
+            "bbox": thing.bbox,
+            "area": int(thing.mask.sum()),
+            "iscrowd": 0,
+            "segmentation": polygons(thing.mask),
+        }
         records.append({**record, "unseen_sprite": thing.unseen} if split == "val2017" else record)
     return records
 
@@ -230,7 +250,7 @@ def polygons(mask: np.ndarray) -> list[list[float]]:
     Outlines run through pixel centres, half a pixel inside; traced at twice the size they run a quarter pixel inside.
     """
     left, top, width, height = cv2.boundingRect(mask.view(np.uint8))
-    crop = mask[top:top + height, left:left + width].view(np.uint8).repeat(2, 0).repeat(2, 1)
+    crop = mask[top : top + height, left : left + width].view(np.uint8).repeat(2, 0).repeat(2, 1)
     lines, links = cv2.findContours(crop, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
     lines = [cv2.approxPolyDP(line, 0.75, True)[:, 0] for line in lines]
     found = []
@@ -241,20 +261,24 @@ def polygons(mask: np.ndarray) -> list[list[float]]:
             if links[0][j][3] == i and cv2.contourArea(hole) > 24:
                 gap = ((line[:, None] - hole[None]) ** 2).sum(-1)
                 a, b = np.unravel_index(gap.argmin(), gap.shape)
-                line = np.concatenate([line[:a + 1], hole[b:], hole[:b + 1], line[a:]])
+                line = np.concatenate([line[: a + 1], hole[b:], hole[: b + 1], line[a:]])
         found.append((line / 2 + 0.25 + [left, top]).ravel().tolist())
     return found or [[left, top, left + width, top, left + width, top + height, left, top + height]]
 
 
-
-
 def _header(classes: Sequence[str], seed: int) -> dict:
     return {
-        "info": {"description": f"Built-in scenes, seed {seed}. Emoji: OpenMoji (https://openmoji.org), CC BY-SA 4.0.",
-                 "url": "https://openmoji.org", "version": "1", "seed": seed},
+        "info": {
+            "description": f"Built-in scenes, seed {seed}. Emoji: OpenMoji (https://openmoji.org), CC BY-SA 4.0.",
+            "url": "https://openmoji.org",
+            "version": "1",
+            "seed": seed,
+        },
         "licenses": [{"id": 1, "name": "CC BY-SA 4.0", "url": "https://creativecommons.org/licenses/by-sa/4.0/"}],
-        "categories": [{"id": KINDS[name].category_id, "name": name, "supercategory": KINDS[name].supercategory}
-                       for name in classes],
+        "categories": [
+            {"id": KINDS[name].category_id, "name": name, "supercategory": KINDS[name].supercategory}
+            for name in classes
+        ],
     }
 
 
@@ -264,11 +288,11 @@ def _check_classes(classes: Sequence[str]) -> None:
     for name in classes:
         if name not in KINDS:
             near = difflib.get_close_matches(str(name).lower(), KINDS, n=1, cutoff=0)
-            raise UserError(f"There are no built-in scenes of class {name!r}; the nearest is {near[0]!r}, "
-                            f"all of them are {', '.join(KINDS)}.")
+            raise UserError(
+                f"There are no built-in scenes of class {name!r}; the nearest is {near[0]!r}, "
+                f"all of them are {', '.join(KINDS)}."
+            )
 
 
 def _log_uniform(rng: np.random.Generator, low: float, high: float) -> float:
     return float(np.exp(rng.uniform(np.log(low), np.log(high))))
-
-

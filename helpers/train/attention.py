@@ -1,9 +1,10 @@
 """Where a query looks: the decoder's cross-attention over a photo, of its first layer and of its last one.
 
-DETR weighs every cell of the encoder's grid (https://arxiv.org/abs/2005.12872, figure 6). D-FINE, RT-DETR and Deformable DETR
-read their feature maps at a few points around the query's box and weigh these (https://arxiv.org/abs/2010.04159). Which of the
-two a model does shows in what it returns.
+DETR weighs every cell of the encoder's grid (https://arxiv.org/abs/2005.12872, figure 6). D-FINE, RT-DETR and
+Deformable DETR read their feature maps at a few points around the query's box and weigh these
+(https://arxiv.org/abs/2010.04159). Which of the two a model does shows in what it returns.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -29,12 +30,12 @@ STRIDES = (8, 16, 32, 64)  # of the feature map that a decoder attends to
 class QueryAttention:
     """One query of a photo: what it predicts, and where it looked. Positions are fractions of the photo."""
 
-    box_xyxy: np.ndarray           # [4]
-    label: int                     # class index
+    box_xyxy: np.ndarray  # [4]
+    label: int  # class index
     score: float
-    points: np.ndarray             # [2, P, 2] (x, y): first and last layer
-    weights: np.ndarray            # [2, P], mean over the heads; a layer's add up to 1
-    grid: tuple[int, int] | None   # rows and columns where the points are the cells of a map, P = rows · columns
+    points: np.ndarray  # [2, P, 2] (x, y): first and last layer
+    weights: np.ndarray  # [2, P], mean over the heads; a layer's add up to 1
+    grid: tuple[int, int] | None  # rows and columns where the points are the cells of a map, P = rows · columns
 
     def inside(self) -> np.ndarray:
         """How much of each layer's attention falls into the predicted box, [2]."""
@@ -45,6 +46,7 @@ class QueryAttention:
 
 def telling_photo(index: CocoIndex) -> int:
     """Position of the photo whose third-largest object is the largest: something to see for three queries."""
+
     def third(i: int) -> float:
         shares = np.sort(index.areas[index.rows(i, crowd=False)])[::-1][:3] / (index.heights[i] * index.widths[i])
         return float(shares[-1]) if len(shares) == 3 else 0.0
@@ -53,7 +55,9 @@ def telling_photo(index: CocoIndex) -> int:
 
 
 @torch.inference_mode()
-def query_attention(detector: Detector, index: CocoIndex, i: int, n: int = 3) -> tuple[np.ndarray, list[QueryAttention]]:
+def query_attention(
+    detector: Detector, index: CocoIndex, i: int, n: int = 3
+) -> tuple[np.ndarray, list[QueryAttention]]:
     """Photo ``i`` (uint8 [H, W, 3]), and its ``n`` most confident queries that are about different places.
 
     Raises UserError when the photo cannot be read, or when the model attends in a way that is not known here.
@@ -77,18 +81,34 @@ def query_attention(detector: Detector, index: CocoIndex, i: int, n: int = 3) ->
         where, weights, grid = _deformable(layers, sampled.grids)
     else:
         where, weights, grid = _dense(layers, batch["pixel_values"].shape[2:])
-    chosen = [QueryAttention(boxes_xyxy[q].numpy(), int(scores[q].argmax()), float(scores[q].max()),
-                             np.stack([points[q] for points in where]), np.stack([w[q] for w in weights]), grid)
-              for q in _apart(boxes_xyxy, scores.amax(1), n)]
+    chosen = [
+        QueryAttention(
+            boxes_xyxy[q].numpy(),
+            int(scores[q].argmax()),
+            float(scores[q].max()),
+            np.stack([points[q] for points in where]),
+            np.stack([w[q] for w in weights]),
+            grid,
+        )
+        for q in _apart(boxes_xyxy, scores.amax(1), n)
+    ]
     return read_image(index.path(i), *map(int, sample["orig_size"])), chosen
 
 
 def attention_table(queries: list[QueryAttention], classes: tuple[str, ...]) -> pd.DataFrame:
     """How much of the attention falls into the predicted box, and how much of the photo that box is, as fractions."""
-    return pd.DataFrame([{"query": classes[q.label], "score": q.score, "first layer, in the box": q.inside()[0],
-                          "last layer, in the box": q.inside()[1],
-                          "box, of the photo": float(np.prod(np.clip(q.box_xyxy[2:], 0, 1) - np.clip(q.box_xyxy[:2], 0, 1)))}
-                         for q in queries])
+    return pd.DataFrame(
+        [
+            {
+                "query": classes[q.label],
+                "score": q.score,
+                "first layer, in the box": q.inside()[0],
+                "last layer, in the box": q.inside()[1],
+                "box, of the photo": float(np.prod(np.clip(q.box_xyxy[2:], 0, 1) - np.clip(q.box_xyxy[:2], 0, 1))),
+            }
+            for q in queries
+        ]
+    )
 
 
 def _apart(boxes_xyxy: torch.Tensor, scores: torch.Tensor, n: int) -> list[int]:
@@ -106,7 +126,9 @@ def _dense(layers: list[torch.Tensor], size: tuple[int, int]) -> tuple[list, lis
     grids = [(-(-size[0] // stride), -(-size[1] // stride)) for stride in STRIDES]
     grid = next((rows_columns for rows_columns in grids if np.prod(rows_columns) == cells), None)
     if grid is None:
-        raise UserError(f"The attention has {cells} cells, which is no grid over {size[1]} x {size[0]} pixels; leave this cell out.")
+        raise UserError(
+            f"The attention has {cells} cells, which is no grid over {size[1]} x {size[0]} pixels; leave this cell out."
+        )
     rows, columns = grid
     y, x = np.meshgrid((np.arange(rows) + 0.5) / rows, (np.arange(columns) + 0.5) / columns, indexing="ij")
     centres = np.broadcast_to(np.stack([x.ravel(), y.ravel()], axis=1), (layers[0].shape[2], cells, 2))
@@ -126,7 +148,9 @@ def _deformable(layers: list[torch.Tensor], grids: list[torch.Tensor]) -> tuple[
 
 
 class _SampledPoints(TorchFunctionMode):
-    """Keeps the positions of every ``grid_sample``: deformable attention reads its maps with it and does not return them."""
+    """Keeps the positions of every ``grid_sample``: deformable attention reads its maps with it and does not return
+    them.
+    """
 
     def __init__(self) -> None:
         super().__init__()

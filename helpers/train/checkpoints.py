@@ -3,6 +3,7 @@
 A folder is written under a temporary name and renamed when it is whole. ``checksums.json`` tells a damaged one.
 A folder that replaces another one takes two renames; :func:`recover` mends what a kill between them left.
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -47,7 +48,8 @@ def write_folder(folder: Path, fill) -> Path:
 
 
 def recover(run_dir: Path) -> None:
-    """Put back a folder that a kill between the two renames of :func:`write_folder` left without its name, and clear away leftovers.
+    """Put back a folder that a kill between the two renames of :func:`write_folder` left without its name, and clear
+    away leftovers.
 
     The new folder is taken when it is whole, else the old one. To be called by the only process that writes there.
     """
@@ -62,7 +64,9 @@ def recover(run_dir: Path) -> None:
 
 
 def copy_folder(source: Path, folder: Path, with_state: bool) -> Path:
-    """``source`` under another name, as hard links where the file system allows it; with or without the trainer's state."""
+    """``source`` under another name, as hard links where the file system allows it; with or without the trainer's
+    state.
+    """
 
     def fill(target: Path) -> None:
         for path in sorted(source.iterdir()):
@@ -100,7 +104,9 @@ def _sha256(path: Path) -> str:
 
 
 def save_state(folder: Path, model, optimizer, scaler, progress: dict) -> None:
-    """The trainer's state: ``progress`` and other plain numbers as JSON, tensors (raw weights, moments, RNG) as safetensors."""
+    """The trainer's state: ``progress`` and other plain numbers as JSON, tensors (raw weights, moments, RNG) as
+    safetensors.
+    """
     tensors = {f"model.{name}": tensor for name, tensor in _weights(model).items()}
     tensors["rng.torch"] = torch.get_rng_state()
     if torch.cuda.is_available():
@@ -113,27 +119,38 @@ def save_state(folder: Path, model, optimizer, scaler, progress: dict) -> None:
                 tensors[f"optimizer.{index}.{name}"] = value
             else:
                 numbers[f"{index}.{name}"] = value
-    save_file({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}, folder / "trainer_state.safetensors")
+    save_file(
+        {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()},
+        folder / "trainer_state.safetensors",
+    )
     python, legacy = random.getstate(), np.random.get_state()
-    write_json(folder / "trainer_state.json", {
-        **progress, "optimizer_numbers": numbers, "rng_python": [python[0], list(python[1]), python[2]],
-        "rng_numpy": [legacy[0], legacy[1].tolist(), *legacy[2:]],
-        "groups": [{k: v for k, v in group.items() if k != "params"} for group in state["param_groups"]],
-        "scaler": scaler.state_dict() if scaler is not None else None})
+    write_json(
+        folder / "trainer_state.json",
+        {
+            **progress,
+            "optimizer_numbers": numbers,
+            "rng_python": [python[0], list(python[1]), python[2]],
+            "rng_numpy": [legacy[0], legacy[1].tolist(), *legacy[2:]],
+            "groups": [{k: v for k, v in group.items() if k != "params"} for group in state["param_groups"]],
+            "scaler": scaler.state_dict() if scaler is not None else None,
+        },
+    )
 
 
 def load_state(folder: Path, model, optimizer, scaler) -> dict:
     """Put a saved state back; returns ``progress`` as it was given to :func:`save_state`."""
     saved = orjson.loads((folder / "trainer_state.json").read_bytes())
     with safe_open(folder / "trainer_state.safetensors", "pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}
+        tensors = {name: file.get_tensor(name) for name in file}
     with torch.no_grad():
         for name, tensor in _weights(model).items():
             tensor.copy_(tensors[f"model.{name}"])
     state = optimizer.state_dict()
     state["state"] = {}
-    for name, value in [*((n.removeprefix("optimizer."), t) for n, t in tensors.items() if n.startswith("optimizer.")),
-                        *saved["optimizer_numbers"].items()]:
+    for name, value in [
+        *((n.removeprefix("optimizer."), t) for n, t in tensors.items() if n.startswith("optimizer.")),
+        *saved["optimizer_numbers"].items(),
+    ]:
         index, key = name.split(".", 1)
         state["state"].setdefault(int(index), {})[key] = value
     for group, values in zip(state["param_groups"], saved["groups"], strict=True):
@@ -148,7 +165,9 @@ def load_state(folder: Path, model, optimizer, scaler) -> dict:
     random.setstate((version, tuple(numbers), gauss))
     name, key, *rest = saved["rng_numpy"]
     np.random.set_state((name, np.array(key, dtype=np.uint32), *rest))
-    return {k: v for k, v in saved.items() if k not in ("optimizer_numbers", "rng_python", "rng_numpy", "groups", "scaler")}
+    return {
+        k: v for k, v in saved.items() if k not in ("optimizer_numbers", "rng_python", "rng_numpy", "groups", "scaler")
+    }
 
 
 def _weights(model) -> dict[str, torch.Tensor]:
@@ -192,9 +211,14 @@ def _resumable(run_dir: Path) -> list[Path]:
 
 
 def drop_old(run_dir: Path, epoch: int, later: bool = True) -> None:
-    """Remove all but the last ``KEEP`` checkpoint_epoch_N up to ``epoch``; ``later`` ones too: they are of a training that was left."""
-    found = {int(match[1]): path for path in run_dir.glob("checkpoint_epoch_*")
-             if (match := re.fullmatch(r"checkpoint_epoch_(\d+)", path.name))}  # a copy that a student made keeps its name, and stays
+    """Remove all but the last ``KEEP`` checkpoint_epoch_N up to ``epoch``; ``later`` ones too: they are of a training
+    that was left.
+    """
+    found = {
+        int(match[1]): path
+        for path in run_dir.glob("checkpoint_epoch_*")
+        if (match := re.fullmatch(r"checkpoint_epoch_(\d+)", path.name))
+    }  # a copy that a student made keeps its name, and stays
     stay = sorted(number for number in found if number <= epoch)[-KEEP:]
     for number, path in found.items():
         if number not in stay and (later or number < epoch):

@@ -3,6 +3,7 @@
 Parameters, their names and the saved folders stay what they were; outputs and gradients are the same but for rounding
 (tests/test_fast_path.py compares them with the untouched model's).
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -27,7 +28,8 @@ def take_fast_path(model: nn.Module) -> None:
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep what is freed: a feature map of 32 MB and more else costs a page fault per 4 KB, each time it is made.
+    """Let glibc keep what is freed: a feature map of 32 MB and more else costs a page fault per 4 KB, each time it is
+    made.
 
     Elsewhere (musl, macOS, Windows) nothing is changed.
     """
@@ -39,14 +41,17 @@ def keep_freed_memory() -> None:
 
 
 def channels_last(model: nn.Module) -> None:
-    """Every convolution reads its input with the channels of a pixel side by side, as vector units and tensor cores want it.
+    """Every convolution reads its input with the channels of a pixel side by side, as vector units and tensor cores
+    want it.
 
     The weights keep their layout, so that optimizer and checkpoints see no difference.
     """
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             module.register_forward_pre_hook(_input_channels_last)
-            if getattr(module.forward, "__func__", None) is nn.Conv2d.forward and module.padding_mode == "zeros":  # not folded
+            if (
+                getattr(module.forward, "__func__", None) is nn.Conv2d.forward and module.padding_mode == "zeros"
+            ):  # not folded
                 module.forward = types.MethodType(_convolution, module)
 
 
@@ -59,7 +64,8 @@ def _convolution(self: nn.Conv2d, x: torch.Tensor) -> torch.Tensor:
 
 
 def boxes_of_chosen_tokens(model: nn.Module) -> None:
-    """RT-DETR and D-FINE give each of the encoder's tokens a box, and read those of the best-scored ``num_queries``: skip the others.
+    """RT-DETR and D-FINE give each of the encoder's tokens a box, and read those of the best-scored ``num_queries``:
+    skip the others.
 
     The box head then returns zeros for tokens that are not chosen, as nothing reads them.
     """

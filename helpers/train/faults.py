@@ -1,4 +1,5 @@
 """What goes wrong during training, said in one sentence each; stop requests; the batch that a loss failed on."""
+
 from __future__ import annotations
 
 import contextlib
@@ -21,11 +22,11 @@ from helpers.train import checkpoints
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no room, a quota, a limit on file sizes
 
 
-
-
 @contextlib.contextmanager
 def explained(cfg: Config) -> Iterator[None]:
-    """Turn the faults of a training that a user can mend into a UserError: memory, disk, a data-loader worker that died."""
+    """Turn the faults of a training that a user can mend into a UserError: memory, disk, a data-loader worker that
+    died.
+    """
     try:
         yield
     except (RuntimeError, MemoryError, OSError, EOFError, SafetensorError) as error:
@@ -39,11 +40,19 @@ def explained(cfg: Config) -> Iterator[None]:
 def _sentence(cfg: Config, error: Exception) -> str | None:
     """What happened, and what to change; None for anything that is not known."""
     text = str(error)
-    if isinstance(error, (ConnectionError, EOFError)) or re.search(r"DataLoader worker.*(killed|exited unexpectedly)", text):
-        return f"A data-loader worker died ({(text.splitlines() or ['it'])[0].rstrip('. ')}): lower num_workers, or free memory."
+    if isinstance(error, (ConnectionError, EOFError)) or re.search(
+        r"DataLoader worker.*(killed|exited unexpectedly)", text
+    ):
+        return (
+            f"A data-loader worker died ({(text.splitlines() or ['it'])[0].rstrip('. ')}): lower num_workers, "
+            f"or free memory."
+        )
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "allocate memory" in text:
-        return (f"The memory is too small for batch_size={cfg.batch_size} at image_size={cfg.image_size}: halve batch_size (and double "
-                "grad_accumulation), lower image_size, or use precision=bf16 or fp16.")
+        return (
+            f"The memory is too small for batch_size={cfg.batch_size} at image_size={cfg.image_size}: halve "
+            f"batch_size (and double "
+            "grad_accumulation), lower image_size, or use precision=bf16 or fp16."
+        )
     if isinstance(error, (OSError, SafetensorError)) and _is_full(error):
         words = getattr(error, "strerror", None) or text.rsplit(": ", 1)[-1]
         return f"There is no room to write in {cfg.run_dir.name}/ ({words}): make room."
@@ -99,12 +108,17 @@ class StopRequests:
 
 
 def not_finite(cfg: Config, what: str, step: int, batches: list[dict]) -> UserError:
-    """The error for a loss or a gradient that is no number, with the batches saved for replay: training on would destroy the weights."""
+    """The error for a loss or a gradient that is no number, with the batches saved for replay: training on would
+    destroy the weights.
+    """
     for k, batch in enumerate(batches, start=1):
         folder = save_batch(cfg.run_dir / (f"failed_batch_{k}" if k > 1 else "failed_batch"), batch, step)
     photos = ", ".join(str(image_id) for batch in batches for image_id in batch["image_ids"])
-    return UserError(f"The {what} is not a finite number at step {step + 1} (photos {photos}); the batch is in {folder.name}/ and the last "
-                     "checkpoint is untouched: lower lr, or use precision=fp32.")
+    return UserError(
+        f"The {what} is not a finite number at step {step + 1} (photos {photos}); the batch is in {folder.name}/ "
+        f"and the last "
+        "checkpoint is untouched: lower lr, or use precision=fp32."
+    )
 
 
 def save_batch(folder: Path, batch: dict, step: int) -> Path:
@@ -115,13 +129,17 @@ def save_batch(folder: Path, batch: dict, step: int) -> Path:
 
     def fill(target: Path) -> None:
         save_file({name: value.contiguous() for name, value in tensors.items()}, target / "batch.safetensors")
-        write_json(target / "batch.json", {"step": step, "image_ids": batch["image_ids"], "unreadable": batch["unreadable"]})
+        write_json(
+            target / "batch.json", {"step": step, "image_ids": batch["image_ids"], "unreadable": batch["unreadable"]}
+        )
 
     return checkpoints.write_folder(folder, fill)
 
 
 def load_batch(folder: Path) -> dict:
-    """A batch as the collator made it, to replay a failed step: ``train_step(build(cfg), [load_batch(cfg.run_dir / "failed_batch")])``."""
+    """A batch as the collator made it, to replay a failed step: ``train_step(build(cfg), [load_batch(cfg.run_dir /
+    "failed_batch")])``.
+    """
     about, tensors = orjson.loads((folder / "batch.json").read_bytes()), load_file(folder / "batch.safetensors")
     labels: list[dict] = [{} for _ in about["image_ids"]]
     for name in [name for name in tensors if name.startswith("labels.")]:

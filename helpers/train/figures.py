@@ -1,4 +1,5 @@
 """Figures of notebook 03. Each function returns a matplotlib figure."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -24,15 +25,25 @@ def schedule(steps: np.ndarray, rates: dict[str, np.ndarray]) -> Figure:
 
 
 def loss_curves(losses: pd.DataFrame, epochs: pd.DataFrame | None = None) -> Figure:
-    """Every loss part over the steps (smoothed; log scale) with validation's at the ends of epochs, and AP over epochs."""
+    """Every loss part over the steps (smoothed; log scale) with validation's at the ends of epochs, and AP over
+    epochs.
+    """
     figure = Figure(figsize=(10, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
     parts = [name for name in losses if name.startswith("loss")]
     window = max(1, len(losses) // 30)
     for name, colour in zip(parts, (("#000000", BLUE, ORANGE, SKY, PURPLE, GREY))):
         smooth = losses[name].rolling(window, min_periods=1).mean()
-        left.plot(losses["step"], smooth, color=colour, linewidth=1.6, label=name.removeprefix("loss_") if name != "loss" else "total")
-        if name not in ("loss", "loss_auxiliary") and epochs is not None and f"val_{name}" in epochs:  # no denoising in validation
+        left.plot(
+            losses["step"],
+            smooth,
+            color=colour,
+            linewidth=1.6,
+            label=name.removeprefix("loss_") if name != "loss" else "total",
+        )
+        if (
+            name not in ("loss", "loss_auxiliary") and epochs is not None and f"val_{name}" in epochs
+        ):  # no denoising in validation
             left.plot(epochs["step"], epochs[f"val_{name}"], "o", color=colour, markersize=5, markeredgecolor="white")
     left.set_yscale("log")
     left.set_xlabel(f"optimizer step (mean of {window}; dots: validation)")
@@ -55,7 +66,12 @@ def step_breakdown(breakdown: pd.DataFrame) -> Figure:
     figure = Figure(figsize=(8, 0.42 * len(breakdown) + 0.9), layout="constrained")
     axis = figure.subplots()
     bars = axis.barh(breakdown["range"], breakdown["ms"], color=BLUE)
-    axis.bar_label(bars, [f"{ms:.0f} ms, {share:.0%}" for ms, share in zip(breakdown["ms"], breakdown["share"])], fontsize=8, padding=3)
+    axis.bar_label(
+        bars,
+        [f"{ms:.0f} ms, {share:.0%}" for ms, share in zip(breakdown["ms"], breakdown["share"])],
+        fontsize=8,
+        padding=3,
+    )
     axis.invert_yaxis()
     axis.margins(x=0.18)
     axis.set_xlabel("milliseconds per step")
@@ -63,7 +79,8 @@ def step_breakdown(breakdown: pd.DataFrame) -> Figure:
 
 
 def attention(image: np.ndarray, queries: list, classes: tuple[str, ...]) -> Figure:
-    """Where queries look (:mod:`helpers.train.attention`): a column each, above the decoder's first layer, below its last one.
+    """Where queries look (:mod:`helpers.train.attention`): a column each, above the decoder's first layer, below its
+    last one.
 
     Bright is much attention: a map over the whole photo, or dots where the model reads single points.
     """
@@ -78,11 +95,19 @@ def attention(image: np.ndarray, queries: list, classes: tuple[str, ...]) -> Fig
             strength = query.weights[layer] / max(query.weights[layer].max(), 1e-12)
             if query.grid:
                 heat = strength.reshape(query.grid)
-                axis.imshow(heat, cmap="inferno", alpha=np.sqrt(heat) * 0.75, extent=(0, width, height, 0), interpolation="nearest")
+                axis.imshow(
+                    heat,
+                    cmap="inferno",
+                    alpha=np.sqrt(heat) * 0.75,
+                    extent=(0, width, height, 0),
+                    interpolation="nearest",
+                )
             else:
                 rising = strength.argsort()  # the strongest on top
                 x, y = (query.points[layer][rising] * (width, height)).T
-                axis.scatter(x, y, s=4 + 70 * strength[rising], c=strength[rising], cmap="plasma", vmin=0, vmax=1, linewidths=0)
+                axis.scatter(
+                    x, y, s=4 + 70 * strength[rising], c=strength[rising], cmap="plasma", vmin=0, vmax=1, linewidths=0
+                )
             _predicted(axis, query.box_xyxy * (width, height, width, height))
             axis.set(xlim=(0, width), ylim=(height, 0), xticks=[], yticks=[])
         axes[0, k].set_title(f"{classes[query.label]} {query.score:.2f}", fontsize=10, parse_math=False)

@@ -1,9 +1,11 @@
 """Fixed batch norms, computed inside the convolutions before them.
 
-A batch norm with fixed statistics multiplies and shifts each channel, and so does a convolution: y = s(Wx) + t = (sW)x + t.
-Scaling the few weights instead of the large feature map saves its memory traffic, forward and backward. The weights stay
-the parameters (the product is formed in every forward pass), so gradients, optimizer and saved folders are unchanged.
+A batch norm with fixed statistics multiplies and shifts each channel, and so does a convolution: y = s(Wx) + t = (sW)x
++ t. Scaling the few weights instead of the large feature map saves its memory traffic, forward and backward. The
+weights stay the parameters (the product is formed in every forward pass), so gradients, optimizer and saved folders are
+unchanged.
 """
+
 from __future__ import annotations
 
 import types
@@ -46,7 +48,9 @@ def fold_norms(model: nn.Module) -> int:
         scale = norm.weight * (norm.running_var + getattr(norm, "eps", 1e-5)).rsqrt()
         bias = 0 if convolution.bias is None else convolution.bias
         convolution.register_buffer("folded_scale", scale.detach().clone()[:, None, None, None], persistent=False)
-        convolution.register_buffer("folded_shift", (norm.bias + (bias - norm.running_mean) * scale).detach().clone(), persistent=False)
+        convolution.register_buffer(
+            "folded_shift", (norm.bias + (bias - norm.running_mean) * scale).detach().clone(), persistent=False
+        )
         convolution.forward = types.MethodType(_folded_convolution, convolution)
         norm.forward = types.MethodType(_only_activation, norm)
     return len(pairs)
@@ -61,8 +65,13 @@ def convolve(module: nn.Conv2d, x: torch.Tensor, weight: torch.Tensor, bias: tor
 
     With one thread, PyTorch does convolutions of a single pixel without oneDNN, slower: there it is asked for.
     """
-    if (x.device.type == "cpu" and torch.get_num_threads() == 1 and not isinstance(module.padding, str)
-            and not torch.is_autocast_enabled("cpu") and torch.backends.mkldnn.is_available()):
+    if (
+        x.device.type == "cpu"
+        and torch.get_num_threads() == 1
+        and not isinstance(module.padding, str)
+        and not torch.is_autocast_enabled("cpu")
+        and torch.backends.mkldnn.is_available()
+    ):
         return torch.mkldnn_convolution(x, weight, bias, module.padding, module.stride, module.dilation, module.groups)
     return F.conv2d(x, weight, bias, module.stride, module.padding, module.dilation, module.groups)
 

@@ -1,4 +1,5 @@
 """Where a training step's time goes: torch.profiler on a short schedule, reduced to a table that a person can read."""
+
 from __future__ import annotations
 
 import time
@@ -22,7 +23,10 @@ RANGES = ("data", "forward", "loss and matcher", "backward", "optimizer")
 
 @dataclass(frozen=True)
 class Profile:
-    """``breakdown``: range, ms per step, share. ``operators``: the ten that take most. ``photos_per_s`` while recording."""
+    """``breakdown``: range, ms per step, share.
+
+    ``operators``: the ten that take most. ``photos_per_s`` while recording.
+    """
 
     breakdown: pd.DataFrame
     operators: pd.DataFrame
@@ -39,8 +43,10 @@ class Profile:
             "backward": "half precision or more frozen stages (freeze_stages) would help",
             "optimizer": "a larger batch, or grad_accumulation, would help",
         }
-        return (f"The bottleneck is {top['range']}: {top['ms']:.0f} of {self.breakdown['ms'].sum():.0f} ms a step "
-                f"({top['share']:.0%}); {advice.get(top['range'], 'look at the trace')}.")
+        return (
+            f"The bottleneck is {top['range']}: {top['ms']:.0f} of {self.breakdown['ms'].sum():.0f} ms a step "
+            f"({top['share']:.0%}); {advice.get(top['range'], 'look at the trace')}."
+        )
 
 
 def profile_steps(cfg: Config) -> Profile:
@@ -76,7 +82,9 @@ def profile_steps(cfg: Config) -> Profile:
 
 
 def _breakdown(averages, step_ms: float) -> pd.DataFrame:
-    """Milliseconds per step of each named range; the loss is computed inside of the model's forward pass, and taken out of it."""
+    """Milliseconds per step of each named range; the loss is computed inside of the model's forward pass, and taken
+    out of it.
+    """
     ms = dict.fromkeys(RANGES, 0.0)
     for event in averages:
         if event.key in ms:
@@ -88,6 +96,13 @@ def _breakdown(averages, step_ms: float) -> pd.DataFrame:
 
 
 def _operators(averages) -> pd.DataFrame:
-    rows = [{"operator": e.key, "self_ms": (e.self_device_time_total or e.self_cpu_time_total) / 1e3 / ACTIVE, "calls": e.count // ACTIVE}
-            for e in averages if e.key not in RANGES and not e.key.startswith("ProfilerStep")]
+    rows = [
+        {
+            "operator": e.key,
+            "self_ms": (e.self_device_time_total or e.self_cpu_time_total) / 1e3 / ACTIVE,
+            "calls": e.count // ACTIVE,
+        }
+        for e in averages
+        if e.key not in RANGES and not e.key.startswith("ProfilerStep")
+    ]
     return pd.DataFrame(rows).sort_values("self_ms", ascending=False).head(10).reset_index(drop=True)

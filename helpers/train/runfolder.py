@@ -1,4 +1,7 @@
-"""The folder of a run: trained into by one process at a time, gone on with, or made anew, and never over another run."""
+"""The folder of a run: trained into by one process at a time, gone on with, or made anew, and never over another
+run.
+"""
+
 from __future__ import annotations
 
 import contextlib
@@ -18,8 +21,10 @@ def only_process(cfg: Config):
     """A lock on the run's name; where several processes train one run together, the first of them has it."""
     if int(os.environ.get("RANK", 0)):
         return contextlib.nullcontext()
-    return locked(cfg.output_dir / f".{cfg.run_name}.lock", f"Another process is training the run {cfg.run_name}: wait until it is done, "
-                  "or choose another run_name.")
+    return locked(
+        cfg.output_dir / f".{cfg.run_name}.lock",
+        f"Another process is training the run {cfg.run_name}: wait until it is done, or choose another run_name.",
+    )
 
 
 def start_from(cfg: Config) -> tuple[Path | None, list[str]]:
@@ -31,12 +36,19 @@ def start_from(cfg: Config) -> tuple[Path | None, list[str]]:
         if folder:
             return folder, passed
         if there and not cfg.overwrite:
-            raise UserError(f"The run {cfg.run_name} has no whole checkpoint to go on from: overwrite=True starts it anew. {' '.join(passed)}")
+            raise UserError(
+                f"The run {cfg.run_name} has no whole checkpoint to go on from: overwrite=True starts it anew. "
+                f"{' '.join(passed)}"
+            )
     elif there and not cfg.overwrite:
-        raise UserError(f"The run {cfg.run_name} exists already: give another run_name, resume=auto to go on, or overwrite=True.")
+        raise UserError(
+            f"The run {cfg.run_name} exists already: give another run_name, resume=auto to go on, or overwrite=True."
+        )
     ours = any(any(cfg.run_dir.glob(pattern)) for pattern in ("config.json", "checkpoint_*", "*detections_*.json"))
     if not ours and cfg.run_dir.is_dir() and any(cfg.run_dir.iterdir()):
-        raise UserError(f"{cfg.run_dir.name}/ in {cfg.output_dir.name}/ holds something that is no run: choose another run_name.")
+        raise UserError(
+            f"{cfg.run_dir.name}/ in {cfg.output_dir.name}/ holds something that is no run: choose another run_name."
+        )
     return None, passed
 
 

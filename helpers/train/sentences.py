@@ -1,4 +1,5 @@
 """What the loss curves say, in sentences and live while training goes on."""
+
 from __future__ import annotations
 
 import time
@@ -15,8 +16,8 @@ FEW = 20  # steps: the curve of fewer is noise
 class LiveCurves:
     """A notebook figure of the losses that updates in place; pass it to ``train`` as ``on_flush``.
 
-    One display is reused, so a headless run keeps only the last figure. Call it once more after training: then it shows the
-    last epoch's validation too, which comes after the last flush.
+    One display is reused, so a headless run keeps only the last figure. Call it once more after training: then it shows
+    the last epoch's validation too, which comes after the last flush.
     """
 
     def __init__(self, every_seconds: float = 5.0):
@@ -36,25 +37,41 @@ class LiveCurves:
 
 
 def observations(losses: pd.DataFrame, epochs: pd.DataFrame) -> list[str]:
-    """Sentences computed from the log: which part fell most, where the loss flattens, the gap to validation, the best epoch."""
+    """Sentences computed from the log: which part fell most, where the loss flattens, the gap to validation, the best
+    epoch.
+    """
     parts = [name for name in losses if name.startswith("loss_")]
     tenth = max(1, len(losses) // 10)
     first, last = losses[["loss", *parts]].head(tenth).mean(), losses[["loss", *parts]].tail(tenth).mean()
     fell = (1 - last / first.where(first > 0)).dropna()
-    sentences = [f"The total loss went from {first['loss']:.2f} (mean of the first {tenth} steps) to {last['loss']:.2f} (the last {tenth}), "
-                 f"{_change(fell['loss'])}."]
+    sentences = [
+        f"The total loss went from {first['loss']:.2f} (mean of the first {tenth} steps) to {last['loss']:.2f} "
+        f"(the last {tenth}), "
+        f"{_change(fell['loss'])}."
+    ]
     falling = fell.drop("loss").sort_values()
-    sentences.append(f"Of its parts, {falling.index[-1]} changed most ({_change(falling.iloc[-1])}) and {falling.index[0]} least "
-                     f"({_change(falling.iloc[0])}).")
+    sentences.append(
+        f"Of its parts, {falling.index[-1]} changed most ({_change(falling.iloc[-1])}) and {falling.index[0]} least "
+        f"({_change(falling.iloc[0])})."
+    )
     sentences.append(_where_it_flattens(losses["loss"].to_numpy()))
     if len(epochs):
         row = epochs.iloc[-1]
         gap = row["val_loss_bbox"] / row["train_loss_bbox"] - 1
-        verdict = "the model fits the training photos better than new ones" if gap > 0.15 else "there is no sign of over-fitting in it"
-        sentences.append(f"After the last epoch the box loss (L1) is {row['train_loss_bbox']:.3f} in training, augmented, and "
-                         f"{row['val_loss_bbox']:.3f} in validation ({gap:+.0%}): {verdict}.")
+        verdict = (
+            "the model fits the training photos better than new ones"
+            if gap > 0.15
+            else "there is no sign of over-fitting in it"
+        )
+        sentences.append(
+            f"After the last epoch the box loss (L1) is {row['train_loss_bbox']:.3f} in training, augmented, and "
+            f"{row['val_loss_bbox']:.3f} in validation ({gap:+.0%}): {verdict}."
+        )
         best = epochs.loc[epochs["mAP"].idxmax()]
-        sentences.append(f"Validation AP was best after epoch {best['epoch']:.0f} of {len(epochs)}: {best['mAP']:.3f} (AP50 {best['mAP50']:.3f}).")
+        sentences.append(
+            f"Validation AP was best after epoch {best['epoch']:.0f} of {len(epochs)}: {best['mAP']:.3f} (AP50 "
+            f"{best['mAP50']:.3f})."
+        )
     return sentences
 
 
@@ -72,5 +89,8 @@ def _where_it_flattens(loss: np.ndarray) -> str:
         return "The loss does not fall: lower the learning rate, or look at the data again."
     reached = int(np.argmax(smooth <= smooth[0] - 0.9 * (smooth[0] - smooth.min()))) + window
     if reached > 0.9 * len(loss):
-        return f"The loss was still falling near the end: nine tenths of its fall are reached at step {reached} of {len(loss)} only."
+        return (
+            f"The loss was still falling near the end: nine tenths of its fall are reached at step {reached} "
+            f"of {len(loss)} only."
+        )
     return f"Nine tenths of the fall are behind after step {reached} of {len(loss)}; from there the curve is flat."

@@ -1,9 +1,10 @@
 """The training loop.
 
-One epoch: shuffled batches -> forward -> loss -> backward -> clip -> AdamW -> schedule; then validation and a checkpoint.
-Everything random in a batch (order, augmentation) depends on the seed, the epoch and the photo alone, and the rest of the
-state is in the checkpoint, so a resumed run is the uninterrupted one.
+One epoch: shuffled batches -> forward -> loss -> backward -> clip -> AdamW -> schedule; then validation and a
+checkpoint. Everything random in a batch (order, augmentation) depends on the seed, the epoch and the photo alone, and
+the rest of the state is in the checkpoint, so a resumed run is the uninterrupted one.
 """
+
 from __future__ import annotations
 
 import math
@@ -44,15 +45,15 @@ class Run:
     cfg: Config
     accelerator: Accelerator
     detector: Detector
-    model: torch.nn.Module              # the detector's model, as accelerate wraps it
+    model: torch.nn.Module  # the detector's model, as accelerate wraps it
     averaged: MovingAverage | None
     optimizer: torch.optim.Optimizer
     train: CocoIndex
     val: CocoIndex
-    epoch: int = 0                      # epochs finished
-    batch: int = 0                      # batches of the current epoch that are done with
-    step: int = 0                       # optimizer steps finished
-    seconds: float = 0.0                # that the current epoch's steps took
+    epoch: int = 0  # epochs finished
+    batch: int = 0  # batches of the current epoch that are done with
+    step: int = 0  # optimizer steps finished
+    seconds: float = 0.0  # that the current epoch's steps took
     best: float = -1.0
     losses: list[dict] = field(default_factory=list)
     epochs: list[dict] = field(default_factory=list)
@@ -69,7 +70,9 @@ class Run:
 
     @property
     def most_objects(self) -> int | None:
-        """So many objects of a photo are learnt from: Q queries can be taught no more, and D-FINE's memory grows with their square."""
+        """So many objects of a photo are learnt from: Q queries can be taught no more, and D-FINE's memory grows with
+        their square.
+        """
         return getattr(self.detector.model.config, "num_queries", None)
 
     @property
@@ -78,8 +81,14 @@ class Run:
         return self.averaged.module if self.averaged is not None else self.detector.model
 
     def progress(self) -> dict:
-        return {"epoch": self.epoch, "batch": self.batch, "step": self.step, "seconds": self.seconds, "best": self.best,
-                "averaged": self.averaged.count if self.averaged is not None else 0}
+        return {
+            "epoch": self.epoch,
+            "batch": self.batch,
+            "step": self.step,
+            "seconds": self.seconds,
+            "best": self.best,
+            "averaged": self.averaged.count if self.averaged is not None else 0,
+        }
 
 
 def build(cfg: Config) -> Run:
@@ -88,10 +97,15 @@ def build(cfg: Config) -> Run:
     train, val = open_split(cfg, "train2017"), open_split(cfg, "val2017")
     for name, split in (("training", train), ("validation", val)):
         if not len(split):
-            raise UserError(f"The {name} split of {cfg.data_dir.name} holds no usable photo: see notebook 02_sanity, or give more data.")
+            raise UserError(
+                f"The {name} split of {cfg.data_dir.name} holds no usable photo: see notebook 02_sanity, or give "
+                f"more data."
+            )
     precision, note = resolve_precision(cfg.precision)
     AcceleratorState._reset_state()  # else a second run in one kernel could not have another precision
-    accelerator = Accelerator(mixed_precision={"fp32": "no"}.get(precision, precision), cpu=not torch.cuda.is_available())
+    accelerator = Accelerator(
+        mixed_precision={"fp32": "no"}.get(precision, precision), cpu=not torch.cuda.is_available()
+    )
     detector = load_detector(cfg, train.classes)
     detector.model.to(accelerator.device)
     if precision == "bf16" and accelerator.device.type == "cpu":
@@ -106,20 +120,31 @@ def build(cfg: Config) -> Run:
     run = Run(cfg, accelerator, detector, model, averaged, optimizer, train, val, notes=[note] if note else [])
     crowded = int((np.diff(train.starts) > run.most_objects).sum()) if run.most_objects else 0
     if crowded:
-        run.notes.append(f"{crowded} photos have more than {run.most_objects} objects: the {run.most_objects} largest of each are learnt from.")
+        run.notes.append(
+            f"{crowded} photos have more than {run.most_objects} objects: the {run.most_objects} largest of each "
+            f"are learnt from."
+        )
     return run
 
 
 def train_loader(run: Run, epoch: int, start: int = 0) -> DataLoader:
     """An epoch's batches from number ``start`` on; this process's share where several train together."""
     cfg, rank, world = run.cfg, run.accelerator.process_index, run.accelerator.num_processes
-    dataset = CocoDetection(run.train, run.detector.preprocess.resize, augmentation(cfg.augment), cfg.seed, run.most_objects)
+    dataset = CocoDetection(
+        run.train, run.detector.preprocess.resize, augmentation(cfg.augment), cfg.seed, run.most_objects
+    )
     dataset.epoch = epoch
     batches = epoch_batches(run.train, cfg.batch_size, cfg.seed, epoch)
     batches = batches[: max(1, len(batches) // world) * world][rank::world][start:]
-    return DataLoader(dataset, batch_sampler=batches, num_workers=cfg.num_workers, collate_fn=run.detector.preprocess.collate,
-                      pin_memory=torch.cuda.is_available(), worker_init_fn=leave_signals_to_the_loop,
-                      generator=torch.Generator())  # its own: making a loader draws a number
+    return DataLoader(
+        dataset,
+        batch_sampler=batches,
+        num_workers=cfg.num_workers,
+        collate_fn=run.detector.preprocess.collate,
+        pin_memory=torch.cuda.is_available(),
+        worker_init_fn=leave_signals_to_the_loop,
+        generator=torch.Generator(),
+    )  # its own: making a loader draws a number
 
 
 def set_learning_rate(run: Run) -> float:
@@ -130,7 +155,9 @@ def set_learning_rate(run: Run) -> float:
 
 
 def train_step(run: Run, batches: list[dict]) -> dict[str, torch.Tensor]:
-    """One optimizer step on ``grad_accumulation`` batches; the loss parts (on the device, averaged) and the gradient norm."""
+    """One optimizer step on ``grad_accumulation`` batches; the loss parts (on the device, averaged) and the gradient
+    norm.
+    """
     totals: dict[str, torch.Tensor] = {}
     losses = []
     set_learning_rate(run)
@@ -146,7 +173,9 @@ def train_step(run: Run, batches: list[dict]) -> dict[str, torch.Tensor]:
             totals[name] = totals.get(name, 0.0) + value / len(batches)
     with named_range("optimizer"):
         totals["grad_norm"] = run.accelerator.clip_grad_norm_(run.detector.model.parameters(), run.cfg.clip_norm)
-        *finite, gradient_is_finite = torch.stack([*losses, totals["grad_norm"]]).isfinite().tolist()  # the step's one wait for the device
+        *finite, gradient_is_finite = (
+            torch.stack([*losses, totals["grad_norm"]]).isfinite().tolist()
+        )  # the step's one wait for the device
         if not all(finite):
             raise not_finite(run.cfg, "loss", run.step, [batch for batch, good in zip(batches, finite) if not good])
         if run.accelerator.scaler is None and not gradient_is_finite:  # a scaler leaves such a step out
@@ -171,9 +200,9 @@ def _forward(run: Run, inputs: dict, batch: dict):
 def train(cfg: Config, on_flush: Callable[[Run], None] | None = None) -> Run:
     """Train as the config says and leave the run's folder; ``on_flush`` is called whenever new losses are known.
 
-    Raises UserError when the run exists already (unless ``resume`` or ``overwrite``) or is being trained by another process, when
-    the data or the checkpoint is missing, for the faults that ``faults.explained`` knows, and when it is asked to stop (Ctrl-C,
-    SIGTERM) after the checkpoint is written.
+    Raises UserError when the run exists already (unless ``resume`` or ``overwrite``) or is being trained by another
+    process, when the data or the checkpoint is missing, for the faults that ``faults.explained`` knows, and when it is
+    asked to stop (Ctrl-C, SIGTERM) after the checkpoint is written.
     """
     with runfolder.only_process(cfg), explained(cfg):
         resume, sentences = runfolder.start_from(cfg)
@@ -191,8 +220,10 @@ def train(cfg: Config, on_flush: Callable[[Run], None] | None = None) -> Run:
                 _finish_epoch(run, stop, board)
             if run.epoch < cfg.epochs:
                 save_checkpoint(run, board, cfg.run_dir / "checkpoint_last")
-                raise UserError(f"Stopped as asked after step {run.step} of {run.total_steps}; the checkpoint is written, "
-                                "go on with resume=auto.")
+                raise UserError(
+                    f"Stopped as asked after step {run.step} of {run.total_steps}; the checkpoint is written, "
+                    "go on with resume=auto."
+                )
     return run
 
 
@@ -207,19 +238,34 @@ def _train_epoch(run: Run, stop: StopRequests, board, on_flush) -> None:
         if on_flush:
             on_flush(run)
 
-    with tqdm(total=run.groups_per_epoch, initial=first // cfg.grad_accumulation, desc=f"epoch {run.epoch + 1}/{cfg.epochs}", unit="step",
-              mininterval=1.0, ncols=100) as bar:
+    with tqdm(
+        total=run.groups_per_epoch,
+        initial=first // cfg.grad_accumulation,
+        desc=f"epoch {run.epoch + 1}/{cfg.epochs}",
+        unit="step",
+        mininterval=1.0,
+        ncols=100,
+    ) as bar:
         for number, batch in enumerate(loader, start=1):
             if batch["unreadable"]:
-                run.notes.append(f"epoch {run.epoch + 1}: photos {batch['unreadable']} could not be read and were left out")
+                run.notes.append(
+                    f"epoch {run.epoch + 1}: photos {batch['unreadable']} could not be read and were left out"
+                )
             if batch["pixel_values"] is not None:
                 waiting.append(batch)
             if waiting and (len(waiting) == cfg.grad_accumulation or number == len(loader)):
                 rates = {group["name"]: group["base_lr"] for group in run.optimizer.param_groups}
                 parts = train_step(run, waiting)
                 factor = lr_factor(run.step, run.total_steps, cfg.scheduler, cfg.warmup_ratio)
-                pending.append({"step": run.step + 1, "epoch": run.epoch + 1, "lr": rates.get("rest", 0.0) * factor,
-                                "lr_backbone": rates.get("backbone", 0.0) * factor, **parts})
+                pending.append(
+                    {
+                        "step": run.step + 1,
+                        "epoch": run.epoch + 1,
+                        "lr": rates.get("rest", 0.0) * factor,
+                        "lr_backbone": rates.get("backbone", 0.0) * factor,
+                        **parts,
+                    }
+                )
                 run.step, run.batch, waiting = run.step + 1, first + number, []
                 bar.update()
                 if len(pending) == FLUSH_EVERY:
@@ -248,13 +294,29 @@ def _finish_epoch(run: Run, stop: StopRequests, board) -> None:
     """Validate, log and save, unless asked to stop. The log is written with the checkpoint, so the two always agree."""
     cfg, epoch = run.cfg, run.epoch + 1
     loader = eval_loader(run.val, run.detector.preprocess, cfg.batch_size, cfg.num_workers)
-    loader = tqdm(stop.until(loader), total=len(loader), desc="validation", unit="batch", mininterval=1.0, ncols=100, leave=False)
-    detections, parts = predict(run.eval_model, run.detector.processor, run.detector.preprocess, loader, run.val.category_ids,
-                                run.accelerator.device, autocast(cfg.precision), with_loss=True)
+    loader = tqdm(
+        stop.until(loader), total=len(loader), desc="validation", unit="batch", mininterval=1.0, ncols=100, leave=False
+    )
+    detections, parts = predict(
+        run.eval_model,
+        run.detector.processor,
+        run.detector.preprocess,
+        loader,
+        run.val.category_ids,
+        run.accelerator.device,
+        autocast(cfg.precision),
+        with_loss=True,
+    )
     if stop.asked:
         return
     row = {"epoch": epoch, "step": run.step}
-    row |= pd.DataFrame([r for r in run.losses if r["epoch"] == epoch]).filter(like="loss").mean().add_prefix("train_").to_dict()
+    row |= (
+        pd.DataFrame([r for r in run.losses if r["epoch"] == epoch])
+        .filter(like="loss")
+        .mean()
+        .add_prefix("train_")
+        .to_dict()
+    )
     stats = coco_metrics(ground_truth(run.val), detections)["stats"]
     row |= {f"val_{name}": value for name, value in parts.items()} | {"mAP": stats["mAP"], "mAP50": stats["mAP50"]}
     row |= {"seconds": run.seconds, "photos_per_s": len(run.train) / run.seconds}
@@ -297,7 +359,9 @@ def _restore(run: Run, folder: Path) -> None:
     state = checkpoints.load_state(folder, run.detector.model, run.optimizer, run.accelerator.scaler)  # the RNG last
     if run.averaged is not None:
         run.averaged.count = state["averaged"]
-    run.epoch, run.batch, run.step, run.seconds, run.best = (state[name] for name in ("epoch", "batch", "step", "seconds", "best"))
+    run.epoch, run.batch, run.step, run.seconds, run.best = (
+        state[name] for name in ("epoch", "batch", "step", "seconds", "best")
+    )
     for name in ("losses", "epochs"):  # written just before the checkpoint, perhaps again after it
         table = folder.parent / f"{name}.csv"
         rows = pd.read_csv(table).to_dict("records") if table.exists() and table.stat().st_size > 1 else []

@@ -3,6 +3,7 @@
 Everything that needs FiftyOne runs in processes of its own (see ``JOBS``): importing it takes seconds, and importing it
 here would leave a database running beside the other tests.
 """
+
 from __future__ import annotations
 
 import json
@@ -57,8 +58,14 @@ os._exit(0)  # FiftyOne's own leave-taking takes ten seconds; its mongod stops e
 def start_jobs(folder: Path, jobs: list[dict]) -> subprocess.Popen:
     """FiftyOne's own files go to ``folder``, also those that it keeps in the home folder."""
     process = subprocess.Popen(
-        [sys.executable, "-c", JOBS], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        cwd=ROOT, env={**os.environ, "HOME": str(folder), "FIFTYONE_DATABASE_DIR": str(folder / "database")})
+        [sys.executable, "-c", JOBS],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "HOME": str(folder), "FIFTYONE_DATABASE_DIR": str(folder / "database")},
+    )
     process.stdin.write(json.dumps(jobs) + "\n")
     process.stdin.flush()
     return process
@@ -74,9 +81,13 @@ def run_jobs(folder: Path, jobs: list[dict]) -> list[dict]:
 
 def wait_for_no_mongod(folder: Path) -> None:
     """FiftyOne's service stops its mongod a moment after the process that asked for it."""
+
     def left():
-        return [process.pid for process in psutil.process_iter(["name", "cmdline"])
-                if process.info["name"] == "mongod" and str(folder) in " ".join(process.info["cmdline"] or ())]
+        return [
+            process.pid
+            for process in psutil.process_iter(["name", "cmdline"])
+            if process.info["name"] == "mongod" and str(folder) in " ".join(process.info["cmdline"] or ())
+        ]
 
     deadline = time.monotonic() + 20
     while left() and time.monotonic() < deadline:
@@ -85,8 +96,14 @@ def wait_for_no_mongod(folder: Path) -> None:
 
 
 def fiftyone_config(folder: Path, **changes) -> dict:
-    return {"preset": "mini", "top_k": 10, "data_dir": str(folder / "data" / "mini"), "max_train_images": 30,
-            "max_val_images": 15, **changes}
+    return {
+        "preset": "mini",
+        "top_k": 10,
+        "data_dir": str(folder / "data" / "mini"),
+        "max_train_images": 30,
+        "max_val_images": 15,
+        **changes,
+    }
 
 
 def read(file: Path) -> dict:
@@ -97,21 +114,27 @@ def assert_whole(data_dir: Path, source: Path, manifest: dict) -> None:
     """Every record is the source's value for value, every photo its byte for byte, and nothing is lost or added."""
     for split in SPLITS:
         coco, published = (read(root / "annotations" / f"instances_{split}.json") for root in (data_dir, source))
-        images, records, kinds = ({item["id"]: item for item in published[name]}
-                                  for name in ("images", "annotations", "categories"))
+        images, records, kinds = (
+            {item["id"]: item for item in published[name]} for name in ("images", "annotations", "categories")
+        )
         assert [kinds[key] for key in manifest["category_ids"]] == coco["categories"]
         assert all(images[image["id"]] == image for image in coco["images"])
         assert all(records[record["id"]] == record for record in coco["annotations"])
         assert all(type(records[record["id"]]["area"]) is type(record["area"]) for record in coco["annotations"])
         chosen = {image["id"] for image in coco["images"]}
-        expected = {record["id"] for record in published["annotations"]
-                    if record["image_id"] in chosen and record["category_id"] in manifest["category_ids"]}
+        expected = {
+            record["id"]
+            for record in published["annotations"]
+            if record["image_id"] in chosen and record["category_id"] in manifest["category_ids"]
+        }
         assert {record["id"] for record in coco["annotations"]} == expected
         assert chosen == {record["image_id"] for record in coco["annotations"] if not record["iscrowd"]}
         assert len(chosen) == len(coco["images"]) == manifest["splits"][split]["images"]
         there = {path.name: path.read_bytes() for path in (data_dir / "images" / split).iterdir()}
-        assert there == {image["file_name"]: (source / "images" / split / image["file_name"]).read_bytes()
-                         for image in coco["images"]}
+        assert there == {
+            image["file_name"]: (source / "images" / split / image["file_name"]).read_bytes()
+            for image in coco["images"]
+        }
 
 
 FAULTS = ("truncate", "error", "reset", "garbage")
@@ -123,9 +146,12 @@ def fetched(coco_source, tmp_path_factory) -> dict:
     base = tmp_path_factory.mktemp("fiftyone")
     dead = {"http_proxy": "http://127.0.0.1:9", "HTTP_PROXY": "http://127.0.0.1:9"}  # nothing listens there
     gone = sorted(path.name for path in (coco_source / "images" / "train2017").iterdir())
-    mirrors = {"good": Mirror(coco_source), **{kind: Mirror(coco_source, fault=(kind, 5)) for kind in FAULTS},
-               "sinking": Mirror(coco_source, fault=("error", 1)),
-               "gone": Mirror(coco_source, missing=tuple(gone[::6]))}
+    mirrors = {
+        "good": Mirror(coco_source),
+        **{kind: Mirror(coco_source, fault=(kind, 5)) for kind in FAULTS},
+        "sinking": Mirror(coco_source, fault=("error", 1)),
+        "gone": Mirror(coco_source, missing=tuple(gone[::6])),
+    }
     names = ["no mongod", "good", "again", *FAULTS, "gone", "sinking", "dead"]
     jobs = []
     for mirror in mirrors.values():
@@ -139,8 +165,9 @@ def fetched(coco_source, tmp_path_factory) -> dict:
     answers = run_jobs(base, jobs)
     for mirror in mirrors.values():
         mirror.__exit__()
-    return {name: {**answer, "folder": base / name, "mirror": mirrors.get(name)}
-            for name, answer in zip(names, answers)}
+    return {
+        name: {**answer, "folder": base / name, "mirror": mirrors.get(name)} for name, answer in zip(names, answers)
+    }
 
 
 def test_records_and_photos_come_through_fiftyone_as_published(fetched, coco_source):
@@ -151,8 +178,11 @@ def test_records_and_photos_come_through_fiftyone_as_published(fetched, coco_sou
     assert good["database"] == {"detr-mini-train2017": 30, "detr-mini-val2017": 15}, "mongod holds what was fetched"
     asked = Counter(path.rsplit("/", 1)[1] for path in good["mirror"].requests)
     assert asked.pop("annotations_trainval2017.zip") == 1
-    files = {image["file_name"] for split in SPLITS
-             for image in read(good["folder"] / "data" / "mini" / "annotations" / f"instances_{split}.json")["images"]}
+    files = {
+        image["file_name"]
+        for split in SPLITS
+        for image in read(good["folder"] / "data" / "mini" / "annotations" / f"instances_{split}.json")["images"]
+    }
     assert asked == dict.fromkeys(files, 1), "the photos of the chosen ids, each once, and nothing else"
 
 
@@ -209,7 +239,7 @@ def test_killed_download_goes_on(coco_source, tmp_path):
         arrived = sorted(path.name for path in arrived_in.iterdir())
         assert 8 <= len(arrived) < 60 and not (data_dir / "manifest.json").exists()
         half = arrived_in / arrived.pop()
-        half.write_bytes(half.read_bytes()[:-len(half.read_bytes()) // 2])
+        half.write_bytes(half.read_bytes()[: -len(half.read_bytes()) // 2])
         before, mirror.delay = len(mirror.requests), 0
         (answer,) = run_jobs(tmp_path, [{"env": mirror.env, "config": config}])
         asked = [path.rsplit("/", 1)[1] for path in mirror.requests[before:]]
@@ -220,15 +250,29 @@ def test_killed_download_goes_on(coco_source, tmp_path):
 
 def test_fiftyone_is_imported_only_to_download():
     """Trap 9: training and evaluation must never import it."""
-    code = "import sys, helpers.download.prepare, helpers.download.zoo; assert not {'fiftyone', 'eta', 'mongoengine'} & set(sys.modules)"
+    code = (
+        "import sys, helpers.download.prepare, helpers.download.zoo; assert not "
+        "{'fiftyone', 'eta', 'mongoengine'} & set(sys.modules)"
+    )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
 # ---- a COCO folder on disk ----
 
+
 def folder_config(source, data_dir: Path, **changes):
-    return load_config("mini", **{"data_source": "folder", "coco_root": source, "data_dir": data_dir, "top_k": 10,
-                                  "max_train_images": 30, "max_val_images": 15, **changes})
+    return load_config(
+        "mini",
+        **{
+            "data_source": "folder",
+            "coco_root": source,
+            "data_dir": data_dir,
+            "top_k": 10,
+            "max_train_images": 30,
+            "max_val_images": 15,
+            **changes,
+        },
+    )
 
 
 def test_top_k_takes_the_most_frequent_classes(coco_source, tmp_path):
@@ -246,15 +290,30 @@ def test_top_k_takes_the_most_frequent_classes(coco_source, tmp_path):
 
 def test_top_k_of_coco_itself():
     """The instance counts of COCO's train2017 give the assignment's list, in the order of the category ids."""
-    published = {"person": 262465, "car": 43867, "chair": 38491, "book": 24715, "bottle": 24342, "cup": 20650,
-                 "dining table": 15714, "bowl": 14358, "traffic light": 12884, "handbag": 12354, "umbrella": 11431,
-                 "bird": 10806, "boat": 10759, "truck": 9973, "bench": 9838}
+    published = {
+        "person": 262465,
+        "car": 43867,
+        "chair": 38491,
+        "book": 24715,
+        "bottle": 24342,
+        "cup": 20650,
+        "dining table": 15714,
+        "bowl": 14358,
+        "traffic light": 12884,
+        "handbag": 12354,
+        "umbrella": 11431,
+        "bird": 10806,
+        "boat": 10759,
+        "truck": 9973,
+        "bench": 9838,
+    }
     from coco_folder import coco_category_ids
 
     ids = coco_category_ids()
     train = coco.Records(
         categories=[{"id": key, "name": name} for name, key in ids.items()],
-        annotations=[{"category_id": ids[name], "iscrowd": 0} for name, n in published.items() for _ in range(n // 50)])
+        annotations=[{"category_id": ids[name], "iscrowd": 0} for name, n in published.items() for _ in range(n // 50)],
+    )
     names = [category["name"] for category in coco.pick_classes(train, None, 10)]
     assert names == TOP10
 
@@ -283,6 +342,7 @@ def test_photo_with_nothing_but_a_crowd_is_not_chosen(tmp_path):
 
 def test_seed_and_limit_choose_the_photos(coco_source, tmp_path):
     """The same seed gives the same photos, another one others, and a larger limit a superset: a download can grow."""
+
     def chosen(name, **changes):
         prepare(folder_config(coco_source, tmp_path / name, **changes))
         return {image["id"] for image in read(tmp_path / name / "annotations" / "instances_train2017.json")["images"]}
@@ -294,6 +354,7 @@ def test_seed_and_limit_choose_the_photos(coco_source, tmp_path):
 def test_originals_are_linked_and_never_touched(coco_source, tmp_path):
     source = tmp_path / "source"
     make_coco(source)
+
     def state():
         return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in source.rglob("*") if path.is_file()}
 
@@ -368,8 +429,10 @@ def crash_at(name: str, original):
 
 def test_two_downloads_into_one_folder(tmp_path):
     make_coco(tmp_path / "source")
-    code = ("from pathlib import Path; from helpers.download.photos import only_one\n"
-            f"with only_one(Path({str(tmp_path / 'd')!r})): print(1, flush=True); input()")
+    code = (
+        "from pathlib import Path; from helpers.download.photos import only_one\n"
+        f"with only_one(Path({str(tmp_path / 'd')!r})): print(1, flush=True); input()"
+    )
     other = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT)
     other.stdout.readline()
     config = folder_config(tmp_path / "source", tmp_path / "d", top_k=2)
@@ -403,7 +466,10 @@ def test_full_disk_during_the_download_is_one_sentence(tmp_path):
 
     (tmp_path / "train").mkdir()
     (tmp_path / "train" / "1.jpg").write_bytes(b"whole")
-    with pytest.raises(UserError, match="is full: make room and run this again, what has arrived is kept"), zoo._steady(tmp_path, {}, "photos"):
+    with (
+        pytest.raises(UserError, match="is full: make room and run this again, what has arrived is kept"),
+        zoo._steady(tmp_path, {}, "photos"),
+    ):
         (tmp_path / "incoming" / "2.jpg").write_bytes(b"half")
         raise OSError(28, "No space left on device")
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["1.jpg"]
@@ -419,6 +485,7 @@ def test_demo_needs_nothing(tmp_path):
 
 # ---- bad input ----
 
+
 def make_coco(root: Path, first_id: int = 1, splits=SPLITS) -> None:
     """Six photos a split with a cat and, on every other one, a dog."""
     random = np.random.default_rng(first_id)
@@ -429,12 +496,25 @@ def make_coco(root: Path, first_id: int = 1, splits=SPLITS) -> None:
         for key in range(first_id, first_id + 6):
             Image.fromarray(random.integers(0, 255, (30, 40, 3), dtype=np.uint8)).save(folder / f"{key:012d}.jpg")
             images.append({"id": key, "file_name": f"{key:012d}.jpg", "width": 40, "height": 30, "date": "2013"})
-            for category in (17, 18)[:1 + key % 2]:
-                records.append({"id": key * 100 + category, "image_id": key, "category_id": category, "iscrowd": 0,
-                                "bbox": [1.1, 2.2, 10.3, 0.1 + 0.2], "area": 908400535506,
-                                "segmentation": [[1, 2, 11.4, 2, 11, 5]]})
-        coco = {"info": {"year": 2017}, "licenses": [], "images": images, "annotations": records,
-                "categories": [{"id": 17, "name": "cat"}, {"id": 18, "name": "dog"}]}
+            for category in (17, 18)[: 1 + key % 2]:
+                records.append(
+                    {
+                        "id": key * 100 + category,
+                        "image_id": key,
+                        "category_id": category,
+                        "iscrowd": 0,
+                        "bbox": [1.1, 2.2, 10.3, 0.1 + 0.2],
+                        "area": 908400535506,
+                        "segmentation": [[1, 2, 11.4, 2, 11, 5]],
+                    }
+                )
+        coco = {
+            "info": {"year": 2017},
+            "licenses": [],
+            "images": images,
+            "annotations": records,
+            "categories": [{"id": 17, "name": "cat"}, {"id": 18, "name": "dog"}],
+        }
         (root / "annotations").mkdir(exist_ok=True)
         (root / "annotations" / f"instances_{split}.json").write_text(json.dumps(coco))
 
@@ -446,12 +526,18 @@ def edit(root: Path, change) -> None:
     file.write_text(json.dumps(coco))
 
 
-@pytest.mark.parametrize("damage, why", [
-    (lambda path: path.unlink(), "missing"), (lambda path: path.write_bytes(b""), "decode"),
-    (lambda path: path.write_bytes(path.read_bytes()[:-200]), "truncated"),
-    (lambda path: path.write_text("<html>"), "decode"), (lambda path: Image.new("RGB", (30, 40)).save(path), "30 x 40"),
-    (lambda path: (path.unlink(), path.mkdir()), ""),
-], ids=["missing", "empty", "truncated", "html", "other size", "folder"])
+@pytest.mark.parametrize(
+    "damage, why",
+    [
+        (lambda path: path.unlink(), "missing"),
+        (lambda path: path.write_bytes(b""), "decode"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-200]), "truncated"),
+        (lambda path: path.write_text("<html>"), "decode"),
+        (lambda path: Image.new("RGB", (30, 40)).save(path), "30 x 40"),
+        (lambda path: (path.unlink(), path.mkdir()), ""),
+    ],
+    ids=["missing", "empty", "truncated", "html", "other size", "folder"],
+)
 def test_broken_photo_is_dropped_and_listed(tmp_path, damage, why):
     source = tmp_path / "source"
     make_coco(source)
@@ -470,16 +556,29 @@ def test_broken_photo_is_dropped_and_listed(tmp_path, damage, why):
     assert prepare(config)["splits"]["train2017"]["images"] == 6, "a folder that was mended is looked at again"
 
 
-@pytest.mark.parametrize("change, why", [
-    ({"category_id": 99}, "unknown category 99"), ({"category_id": [17]}, "unknown category"),
-    ({"id": "x"}, "not a whole number"), ({"id": 217}, "there twice"), ({"image_id": 77}, "no photo 77"),
-    ({"bbox": [1, 1, 0, 5]}, "no area"), ({"bbox": [1, 1, 5, -2]}, "no area"),
-    ({"bbox": [1, float("nan"), 5, 5]}, "four finite"), ({"bbox": [1, 1, 5]}, "four finite"),
-    ({"bbox": None}, "four finite"), ({"bbox": [40, 1, 5, 5]}, "outside"), ({"bbox": [-9, 1, 9, 5]}, "outside"),
-    ({"bbox": [0, 0, 1e9, 1e9]}, "twice as large"), ({"area": float("inf")}, "is no number"),
-    ({"iscrowd": 2}, "not 0 or 1"), ({"image_id": [3]}, "no photo"),
-    ({"segmentation": [[1, 2, float("nan"), 4]]}, "not a number"), ({"segmentation": [["a"]]}, "not a number"),
-])
+@pytest.mark.parametrize(
+    "change, why",
+    [
+        ({"category_id": 99}, "unknown category 99"),
+        ({"category_id": [17]}, "unknown category"),
+        ({"id": "x"}, "not a whole number"),
+        ({"id": 217}, "there twice"),
+        ({"image_id": 77}, "no photo 77"),
+        ({"bbox": [1, 1, 0, 5]}, "no area"),
+        ({"bbox": [1, 1, 5, -2]}, "no area"),
+        ({"bbox": [1, float("nan"), 5, 5]}, "four finite"),
+        ({"bbox": [1, 1, 5]}, "four finite"),
+        ({"bbox": None}, "four finite"),
+        ({"bbox": [40, 1, 5, 5]}, "outside"),
+        ({"bbox": [-9, 1, 9, 5]}, "outside"),
+        ({"bbox": [0, 0, 1e9, 1e9]}, "twice as large"),
+        ({"area": float("inf")}, "is no number"),
+        ({"iscrowd": 2}, "not 0 or 1"),
+        ({"image_id": [3]}, "no photo"),
+        ({"segmentation": [[1, 2, float("nan"), 4]]}, "not a number"),
+        ({"segmentation": [["a"]]}, "not a number"),
+    ],
+)
 def test_bad_record_is_dropped_and_listed(tmp_path, change, why):
     """The photo has another object, so it stays; valid records keep their values."""
     source = tmp_path / "source"
@@ -497,8 +596,14 @@ def test_bad_record_is_dropped_and_listed(tmp_path, change, why):
 def test_bad_photo_records(tmp_path):
     source = tmp_path / "source"
     make_coco(source)
-    edit(source, lambda coco: (coco["images"][0].update(width=-4), coco["images"][1].update(id=None),
-                               coco["images"].append({**coco["images"][3], "file_name": "x.jpg"})))
+    edit(
+        source,
+        lambda coco: (
+            coco["images"][0].update(width=-4),
+            coco["images"][1].update(id=None),
+            coco["images"].append({**coco["images"][3], "file_name": "x.jpg"}),
+        ),
+    )
     manifest = prepare(folder_config(source, tmp_path / "d", top_k=2))
     reasons = " ".join(entry["why"] for entry in manifest["splits"]["train2017"]["dropped"])
     for why in ("no valid width", "None is not a whole number", "4 is there twice", "no photo 1"):
@@ -515,8 +620,9 @@ def test_record_without_area_or_iscrowd_gets_them(tmp_path):
     assert record["iscrowd"] == 0 and record["area"] == 10.3 * (0.1 + 0.2)
 
 
-@pytest.mark.parametrize("name", ["../../secret.jpg", "/etc/passwd", "a/../../b.jpg", "..\\b.jpg", "C:\\b.jpg", "",
-                                  None, "a\0b"])
+@pytest.mark.parametrize(
+    "name", ["../../secret.jpg", "/etc/passwd", "a/../../b.jpg", "..\\b.jpg", "C:\\b.jpg", "", None, "a\0b"]
+)
 def test_photo_name_that_leads_out_is_refused(tmp_path, name):
     """Trap 17: COCO's file lists names, and a name may hold `../`."""
     make_coco(tmp_path / "source")
@@ -543,8 +649,19 @@ def test_photo_in_a_folder_below_and_odd_names(tmp_path):
     assert (tmp_path / "d" / "images" / "train2017" / "a b" / "c'\"<d>.jpg").is_file()
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[1, 2]", b"\xff\xfe\x00", b'{"images": []}', b"<html>",
-                                     b"[" * 100_000, b'{"images": [1], "annotations": [], "categories": []}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"[1, 2]",
+        b"\xff\xfe\x00",
+        b'{"images": []}',
+        b"<html>",
+        b"[" * 100_000,
+        b'{"images": [1], "annotations": [], "categories": []}',
+    ],
+)
 def test_damaged_annotation_file_is_named(tmp_path, content):
     make_coco(tmp_path / "source")
     (tmp_path / "source" / "annotations" / "instances_train2017.json").write_bytes(content)
@@ -552,11 +669,14 @@ def test_damaged_annotation_file_is_named(tmp_path, content):
         prepare(folder_config(tmp_path / "source", tmp_path / "d", top_k=2))
 
 
-@pytest.mark.parametrize("changes, message", [
-    ({"classes": ["cta"], "top_k": None}, "'cta' in the annotations; the nearest is 'cat'"),
-    ({"top_k": 3}, "top_k=3, but the train annotations hold objects of 2 classes only"),
-    ({"coco_root": "nowhere"}, "no annotations/instances_train2017.json in .*nowhere"),
-])
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"classes": ["cta"], "top_k": None}, "'cta' in the annotations; the nearest is 'cat'"),
+        ({"top_k": 3}, "top_k=3, but the train annotations hold objects of 2 classes only"),
+        ({"coco_root": "nowhere"}, "no annotations/instances_train2017.json in .*nowhere"),
+    ],
+)
 def test_request_that_cannot_be_met(tmp_path, changes, message):
     make_coco(tmp_path / "source")
     with pytest.raises(UserError, match=message):
@@ -571,6 +691,7 @@ def test_split_without_the_classes(tmp_path):
 
 
 # ---- several folders ----
+
 
 def test_folders_are_joined(tmp_path):
     """A later folder may lack a split; its ids, photos and records stay as they are."""
@@ -590,12 +711,15 @@ def test_folders_are_joined(tmp_path):
 def test_folders_that_contradict_each_other(tmp_path, kind):
     make_coco(tmp_path / "a")
     make_coco(tmp_path / "b", first_id=50, splits=("train2017",))
-    edit(tmp_path / "b", lambda coco: {
-        "image id": lambda: coco["images"][0].update(id=2),
-        "photo": lambda: coco["images"][0].update(file_name=f"{2:012d}.jpg"),
-        "annotation id": lambda: coco["annotations"][0].update(id=217),
-        "category": lambda: coco["categories"][0].update(name="horse"),
-    }[kind]())
+    edit(
+        tmp_path / "b",
+        lambda coco: {
+            "image id": lambda: coco["images"][0].update(id=2),
+            "photo": lambda: coco["images"][0].update(file_name=f"{2:012d}.jpg"),
+            "annotation id": lambda: coco["annotations"][0].update(id=217),
+            "category": lambda: coco["categories"][0].update(name="horse"),
+        }[kind](),
+    )
     with pytest.raises(UserError, match=kind) as error:
         prepare(folder_config(f"{tmp_path / 'a'},{tmp_path / 'b'}", tmp_path / "d", top_k=2))
     assert str(tmp_path / "b") in str(error.value)
@@ -604,8 +728,12 @@ def test_folders_that_contradict_each_other(tmp_path, kind):
 def test_splits_that_contradict_each_other(tmp_path):
     """Else the objects of one class are evaluated as another one's."""
     make_coco(tmp_path / "source")
-    edit(tmp_path / "source", lambda coco: coco["categories"].reverse() or [
-        category.update(id=35 - category["id"]) for category in coco["categories"]])
+    edit(
+        tmp_path / "source",
+        lambda coco: (
+            coco["categories"].reverse() or [category.update(id=35 - category["id"]) for category in coco["categories"]]
+        ),
+    )
     with pytest.raises(UserError, match="train2017 and val2017: category"):
         prepare(folder_config(tmp_path / "source", tmp_path / "d", top_k=2))
 

@@ -1,4 +1,5 @@
 """05 error analysis: types and prices against tidecv and by hand, the views of the table, files and pictures."""
+
 from __future__ import annotations
 
 import io
@@ -47,19 +48,26 @@ def made_up_detections(gt: dict, seed: int, background: int = 12) -> list[dict]:
     rows = []
     for a in gt["annotations"]:
         x, y, w, h = a["bbox"]
-        for repeat in range(random.choice([0, 1, 2, 3], p=[0.2, 0.5, 0.2, 0.1])):
+        for _repeat in range(random.choice([0, 1, 2, 3], p=[0.2, 0.5, 0.2, 0.1])):
             spread = random.choice([0.03, 0.12, 0.35])
             dx, dy, dw, dh = random.normal(0, spread, 4)
             category = a["category_id"] if random.random() > 0.15 else int(random.choice(categories))
-            rows.append((a["image_id"], category, [x + dx * w, y + dy * h, w * np.exp(dw), h * np.exp(dh)],
-                         random.beta(4, 2) - 0.2 * spread))
+            rows.append(
+                (
+                    a["image_id"],
+                    category,
+                    [x + dx * w, y + dy * h, w * np.exp(dw), h * np.exp(dh)],
+                    random.beta(4, 2) - 0.2 * spread,
+                )
+            )
     for image_id, (width, height) in sizes.items():
         for _ in range(background):
             w, h = width * random.uniform(0.05, 0.5), height * random.uniform(0.05, 0.5)
             box = [random.uniform(0, width - w), random.uniform(0, height - h), w, h]
             rows.append((image_id, int(random.choice(categories)), box, random.beta(1, 6)))
-    return [{"image_id": i, "category_id": c, "bbox": [float(v) for v in box], "score": float(s)}
-            for i, c, box, s in rows]
+    return [
+        {"image_id": i, "category_id": c, "bbox": [float(v) for v in box], "score": float(s)} for i, c, box, s in rows
+    ]
 
 
 def without_crowds(gt: dict) -> dict:
@@ -107,11 +115,14 @@ def test_gains_and_counts_equal_tidecv(gt, case):
 def small_gt(*objects, crowd=(), photos=1) -> dict:
     """``objects``: (category, x, y, w, h) on a photo of 400 x 300 pixels (the first one); annotation ids from 1."""
     records = [(*o, 0) for o in objects] + [(*o, 1) for o in crowd]
-    return {"images": [{"id": 10 + k, "width": 400, "height": 300, "file_name": f"{k}.jpg"} for k in range(photos)],
-            "categories": [{"id": CUP, "name": "cup"}, {"id": BOWL, "name": "bowl"}],
-            "annotations": [{"id": k, "image_id": 10, "category_id": c, "bbox": [x, y, w, h], "area": w * h,
-                             "iscrowd": is_crowd}
-                            for k, (c, x, y, w, h, is_crowd) in enumerate(records, 1)]}
+    return {
+        "images": [{"id": 10 + k, "width": 400, "height": 300, "file_name": f"{k}.jpg"} for k in range(photos)],
+        "categories": [{"id": CUP, "name": "cup"}, {"id": BOWL, "name": "bowl"}],
+        "annotations": [
+            {"id": k, "image_id": 10, "category_id": c, "bbox": [x, y, w, h], "area": w * h, "iscrowd": is_crowd}
+            for k, (c, x, y, w, h, is_crowd) in enumerate(records, 1)
+        ],
+    }
 
 
 def found(*rows, image_id=10) -> list[dict]:
@@ -177,8 +188,12 @@ def test_crowds_are_neither_right_nor_wrong():
     """A detection in a crowd of its class is no error (inside by area, not by IoU); of another class it is one; and a
     correct detection stays correct though it lies in a crowd."""
     gt = small_gt((CUP, 20, 20, 40, 40), crowd=[(CUP, 0, 0, 200, 200)])
-    detections = found((CUP, 0.9, 20, 20, 40, 40), (CUP, 0.8, 120, 120, 40, 40), (BOWL, 0.7, 120, 20, 40, 40),
-                       (CUP, 0.6, 190, 190, 40, 40))
+    detections = found(
+        (CUP, 0.9, 20, 20, 40, 40),
+        (CUP, 0.8, 120, 120, 40, 40),
+        (BOWL, 0.7, 120, 20, 40, 40),
+        (CUP, 0.6, 190, 190, 40, 40),
+    )
     verdicts = judge(gt, detections)
     assert verdicts.predictions["kind"].tolist() == ["correct", "ignored", "background", "background"]
     assert "missed" not in set(table_of_errors(verdicts)["type"]), "a crowd region is not an object to be found"
@@ -243,18 +258,25 @@ def test_threshold_has_the_best_f1(gt):
 def test_detections_of_another_data_set_are_refused():
     """Detections from before 01 was run with other photos: every one would be a false prediction."""
     gt = small_gt((CUP, 100, 100, 100, 100))
-    for bad, words in ((found((CUP, 0.9, 1, 1, 9, 9), image_id=77), "validation set"),
-                       (found((5, 0.9, 1, 1, 9, 9)), "category"),
-                       (found((CUP, float("nan"), 1, 1, 9, 9)), "no number"),
-                       (found((CUP, 0.5, 1, 1, None, 9)), "no number")):
+    for bad, words in (
+        (found((CUP, 0.9, 1, 1, 9, 9), image_id=77), "validation set"),
+        (found((5, 0.9, 1, 1, 9, 9)), "category"),
+        (found((CUP, float("nan"), 1, 1, 9, 9)), "no number"),
+        (found((CUP, 0.5, 1, 1, None, 9)), "no number"),
+    ):
         with pytest.raises(UserError, match=f"(?s){words}.*04_evaluate"):
             judge(gt, bad)
 
 
 def test_traits_follow_their_rules():
     """Size by the box instead of COCO's area, touching boxes counted as overlapping, width and height swapped."""
-    gt = small_gt((CUP, 100, 100, 40, 40), (CUP, 120, 120, 40, 40), (BOWL, 160, 160, 20, 50), (CUP, 350, 10, 50, 20),
-                  (CUP, 10, 250, 30, 30))
+    gt = small_gt(
+        (CUP, 100, 100, 40, 40),
+        (CUP, 120, 120, 40, 40),
+        (BOWL, 160, 160, 20, 50),
+        (CUP, 350, 10, 50, 20),
+        (CUP, 10, 250, 30, 30),
+    )
     gt["annotations"][0]["area"] = 1000.0  # the mask is smaller than the box: small, though the box has 1600
     objects = traits.object_table(judge(gt, []), 0.5).set_index("annotation_id")
     assert objects["size"].tolist() == ["small", "medium", "small", "small", "small"]
@@ -276,8 +298,15 @@ def test_outcome_is_the_most_confident_error_about_an_object():
 def test_groups_recall_and_precision_by_hand():
     """Precision counted by the size of the annotation: a false prediction has none."""
     gt = small_gt((CUP, 0, 0, 20, 20), (CUP, 100, 100, 50, 50), (CUP, 200, 100, 50, 50))
-    verdicts = judge(gt, found((CUP, 0.9, 100, 100, 50, 50), (CUP, 0.8, 300, 200, 10, 10), (CUP, 0.7, 320, 200, 60, 60),
-                               (CUP, 0.1, 0, 0, 20, 20)))
+    verdicts = judge(
+        gt,
+        found(
+            (CUP, 0.9, 100, 100, 50, 50),
+            (CUP, 0.8, 300, 200, 10, 10),
+            (CUP, 0.7, 320, 200, 60, 60),
+            (CUP, 0.1, 0, 0, 20, 20),
+        ),
+    )
     groups = traits.group_table(verdicts, traits.object_table(verdicts, 0.5), 0.5)
     groups = groups[groups["trait"] == "size"].fillna(-1)
     assert groups["recall"].tolist() == [0, 0.5, -1] and groups["precision"].tolist() == [0, 0.5, -1]
@@ -288,12 +317,16 @@ def test_groups_recall_and_precision_by_hand():
 def test_photos_are_ranked_by_the_stated_rule():
     """Photos without anything to find or to predict have no F1; among perfect photos the fuller one is the better."""
     gt = small_gt((CUP, 10, 10, 50, 50), photos=5)
-    gt["annotations"] += [{**gt["annotations"][0], "id": 20 + k, "image_id": 11, "bbox": [100 * k, 10, 50, 50]}
-                          for k in range(2)]
+    gt["annotations"] += [
+        {**gt["annotations"][0], "id": 20 + k, "image_id": 11, "bbox": [100 * k, 10, 50, 50]} for k in range(2)
+    ]
     gt["annotations"].append({**gt["annotations"][0], "id": 30, "image_id": 12})
-    detections = (found((CUP, 0.9, 10, 10, 50, 50))
-                  + found((CUP, 0.9, 0, 10, 50, 50), (CUP, 0.9, 100, 10, 50, 50), image_id=11)
-                  + found((CUP, 0.9, 300, 200, 50, 50), image_id=12) + found((CUP, 0.9, 300, 200, 50, 50), image_id=13))
+    detections = (
+        found((CUP, 0.9, 10, 10, 50, 50))
+        + found((CUP, 0.9, 0, 10, 50, 50), (CUP, 0.9, 100, 10, 50, 50), image_id=11)
+        + found((CUP, 0.9, 300, 200, 50, 50), image_id=12)
+        + found((CUP, 0.9, 300, 200, 50, 50), image_id=13)
+    )
     photos = traits.photo_table(judge(gt, detections), 0.5)
     assert photos["image_id"].tolist() == [11, 10, 13, 12] and photos["f1"].tolist() == [1, 1, 0, 0]
 
@@ -302,12 +335,21 @@ def test_label_candidates_follow_their_rule():
     """Every confident error taken for a wrong label: a badly placed or a less confident one is the detector's own."""
     gt = small_gt(*[(CUP, 60 * k, 10, 50, 50) for k in range(6)])
     box = [(60 * k, 10, 50, 50) for k in range(6)]
-    detections = found((CUP, 0.5, *box[0]), (CUP, 0.6, *box[1]), (CUP, 0.7, *box[2]), (BOWL, 0.9, *box[3]),
-                       (CUP, 0.9, 300, 200, 50, 50),
-                       (CUP, 0.55, 100, 200, 50, 50), (CUP, 0.4, *box[4]))
+    detections = found(
+        (CUP, 0.5, *box[0]),
+        (CUP, 0.6, *box[1]),
+        (CUP, 0.7, *box[2]),
+        (BOWL, 0.9, *box[3]),
+        (CUP, 0.9, 300, 200, 50, 50),
+        (CUP, 0.55, 100, 200, 50, 50),
+        (CUP, 0.4, *box[4]),
+    )
     a = analyse(gt, detections)
     assert a.candidates[["question", "detection", "annotation_id"]].to_numpy().tolist() == [
-        ["wrong class?", 3, 4], ["not annotated?", 4, -1], ["nothing there?", -1, 6]]
+        ["wrong class?", 3, 4],
+        ["not annotated?", 4, -1],
+        ["nothing there?", -1, 6],
+    ]
 
 
 def test_sentences_say_what_the_tables_say(gt):
@@ -321,11 +363,20 @@ def test_sentences_say_what_the_tables_say(gt):
     shown = a.verdicts.shown(a.threshold)
     half = shown.loc[shown["kind"] == "correct", "score"].median()
     sure = a.shown[a.shown["score"] > half]
-    assert f"{len(sure)} of {len(a.shown) - (a.shown['type'] == 'missed').sum()} false predictions" in sentences.confident(a)
+    assert (
+        f"{len(sure)} of {len(a.shown) - (a.shown['type'] == 'missed').sum()} false predictions"
+        in sentences.confident(a)
+    )
     assert f"Of the {(a.objects['outcome'] != 'found').sum()} objects that are not found" in sentences.outcomes(a)
     assert f"{(a.objects['outcome'] == 'found').sum():,} of {len(a.objects):,} objects are found" in text
-    even = pd.DataFrame({"trait": ["size"] * 2 + ["shape"] * 2, "group": ["small", "large", "tall", "wide"],
-                         "objects": 100, "found": [20, 80, 50, 53]})
+    even = pd.DataFrame(
+        {
+            "trait": ["size"] * 2 + ["shape"] * 2,
+            "group": ["small", "large", "tall", "wide"],
+            "objects": 100,
+            "found": [20, 80, 50, 53],
+        }
+    )
     even["recall"] = even["found"] / even["objects"]
     sentence = sentences.by_trait(type("Tables", (), {"groups": even}))
     assert "by **size** (large 80%, small 20%)" in sentence and "Differences by shape may be chance" in sentence
@@ -358,10 +409,13 @@ def test_degenerate_detectors_give_a_sentence_not_a_crash(index, tmp_path, case)
     index = few(index)
     gt = ground_truth(index)
     objects = without_crowds(gt)["annotations"]
-    perfect = [{"image_id": a["image_id"], "category_id": a["category_id"], "bbox": a["bbox"], "score": 0.9}
-               for a in objects]
-    detections = {"no detections": [],
-                  "nothing correct": [{**d, "bbox": [0.0, 0.0, 1.0, 1.0]} for d in perfect[:9]]}.get(case, perfect)
+    perfect = [
+        {"image_id": a["image_id"], "category_id": a["category_id"], "bbox": a["bbox"], "score": 0.9} for a in objects
+    ]
+    detections = {
+        "no detections": [],
+        "nothing correct": [{**d, "bbox": [0.0, 0.0, 1.0, 1.0]} for d in perfect[:9]],
+    }.get(case, perfect)
     if case == "no objects":
         gt = {**gt, "annotations": []}
     if case == "one class without objects":
@@ -374,11 +428,17 @@ def test_degenerate_detectors_give_a_sentence_not_a_crash(index, tmp_path, case)
     assert all(isinstance(v, float) and 0 <= v <= 1 for v in tide["delta_ap"].values())
     assert all((tmp_path / "error_analysis" / name).is_dir() for name in TYPES)
     assert len(figures) == len(list((tmp_path / "error_analysis").glob("*.png")))
-    text = "\n".join(say(analysis) for say in (sentences.conclusions, sentences.by_type, sentences.scores, sentences.confident,
-                                               sentences.outcomes))
-    expected = {"no detections": "no predictions at all", "perfect": "There is no error of any type",
-                "nothing correct": "Not one of the 9",
-                "no objects": "No object is annotated", "one class without objects": "count as 0 in TIDE"}
+    text = "\n".join(
+        say(analysis)
+        for say in (sentences.conclusions, sentences.by_type, sentences.scores, sentences.confident, sentences.outcomes)
+    )
+    expected = {
+        "no detections": "no predictions at all",
+        "perfect": "There is no error of any type",
+        "nothing correct": "Not one of the 9",
+        "no objects": "No object is annotated",
+        "one class without objects": "count as 0 in TIDE",
+    }
     assert expected[case] in text and "nan" not in text.lower()
     assert len(sentences.ranking(analysis)) == len(TYPES)
 
@@ -415,14 +475,22 @@ def one_photo(tmp_path, size=(400, 300), name="<script>cup") -> CocoIndex:
     return CocoIndex.open(tmp_path / "gt.json", tmp_path)
 
 
-@pytest.mark.parametrize("box", [(120, 120, 100, 100), (-40, -30, 500, 400), (390, 290, 300, 300), (200, 150, 0, 0),
-                                 (-300, 10, 50, 50)])
+@pytest.mark.parametrize(
+    "box", [(120, 120, 100, 100), (-40, -30, 500, 400), (390, 290, 300, 300), (200, 150, 0, 0), (-300, 10, 50, 50)]
+)
 def test_crops_hold_both_boxes_wherever_they_are(tmp_path, box):
     """Predicted boxes that leave the photo, lie beside it, or have no area: an empty crop cannot be resized."""
     index = one_photo(tmp_path)
-    row = {"image_id": 10, "type": "localization", "class": "cup", "predicted_class": "cup", "iou": 0.3, "score": 0.5,
-           "annotation_id": 1,
-           **dict(zip(BOX, box))}
+    row = {
+        "image_id": 10,
+        "type": "localization",
+        "class": "cup",
+        "predicted_class": "cup",
+        "iou": 0.3,
+        "score": 0.5,
+        "annotation_id": 1,
+        **dict(zip(BOX, box)),
+    }
     pixels = np.asarray(crops.error_crop(index, row)).astype(int)
     assert max(pixels.shape[:2]) == 520
     green = (abs(pixels - crops.ANNOTATED).sum(axis=2) < 30).sum()

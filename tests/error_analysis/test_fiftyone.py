@@ -1,4 +1,5 @@
 """A run in FiftyOne: with the real mongod, the numbers there are those of our tables."""
+
 from __future__ import annotations
 
 import json
@@ -61,26 +62,49 @@ os._exit(0)
 def run(coco_source, tmp_path_factory) -> dict:
     """Photos with crowds, and a detector with every type of error, the crowds' boxes among its predictions."""
     base = tmp_path_factory.mktemp("browse")
-    job = {"preset": "demo", "data_source": "folder", "coco_root": str(coco_source), "classes": None, "top_k": 10,
-           "data_dir": str(base / "data" / "set"), "output_dir": str(base / "out"), "max_train_images": 2, "max_val_images": 15}
+    job = {
+        "preset": "demo",
+        "data_source": "folder",
+        "coco_root": str(coco_source),
+        "classes": None,
+        "top_k": 10,
+        "data_dir": str(base / "data" / "set"),
+        "output_dir": str(base / "out"),
+        "max_train_images": 2,
+        "max_val_images": 15,
+    }
     cfg = load_config(**job)
     prepare(cfg)
     index = open_split(cfg, "val2017")
     gt = ground_truth(index)
-    crowds = [{"image_id": a["image_id"], "category_id": a["category_id"], "bbox": a["bbox"], "score": 0.97}
-              for a in gt["annotations"] if a["iscrowd"]]
+    crowds = [
+        {"image_id": a["image_id"], "category_id": a["category_id"], "bbox": a["bbox"], "score": 0.97}
+        for a in gt["annotations"]
+        if a["iscrowd"]
+    ]
     assert crowds
     save_detections(cfg.run_dir / "detections_val2017.json", made_up_detections(gt, seed=1, background=5) + crowds)
     process = subprocess.run(
-        [sys.executable, "-c", JOB, json.dumps(job)], cwd=ROOT, capture_output=True, text=True, timeout=120,
-        env={**os.environ, "HOME": str(base), "FIFTYONE_DATABASE_DIR": str(base / "database")})
+        [sys.executable, "-c", JOB, json.dumps(job)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "HOME": str(base), "FIFTYONE_DATABASE_DIR": str(base / "database")},
+    )
     wait_for_no_mongod(base)
     lines = [line for line in process.stdout.splitlines() if line.startswith("ANSWER ")]
     assert lines, process.stderr[-3000:]
     answers = json.loads(lines[0][7:])
     detections = load_detections(cfg.run_dir / "detections_val2017.json")
-    return {"cfg": cfg, "index": index, "analysis": analyse(gt, detections), "no mongod": answers[0],
-            "default": answers[1], "all": answers[2]}
+    return {
+        "cfg": cfg,
+        "index": index,
+        "analysis": analyse(gt, detections),
+        "no mongod": answers[0],
+        "default": answers[1],
+        "all": answers[2],
+    }
 
 
 @pytest.mark.parametrize("view", ["default", "all"])
@@ -106,8 +130,10 @@ def test_fiftyones_own_evaluation_agrees(run, view):
     rows = analysis.verdicts.predictions
     kinds = rows.loc[rows["score"] >= there["info"]["threshold"], "kind"].value_counts()
     assert kinds["ignored"] > 0
-    assert there["tp"] == {"tp": kinds["correct"] + kinds["ignored"],
-                           "fp": kinds.sum() - kinds["correct"] - kinds["ignored"]}
+    assert there["tp"] == {
+        "tp": kinds["correct"] + kinds["ignored"],
+        "fp": kinds.sum() - kinds["correct"] - kinds["ignored"],
+    }
     assert there["found"] == {"tp": kinds["correct"], "fn": len(analysis.objects) - kinds["correct"]}
 
 

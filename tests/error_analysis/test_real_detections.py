@@ -3,6 +3,7 @@
 Made-up detections (tests/test_curves.py, tests/test_errors.py) are harder, but the scores and boxes of a network have
 shapes that nobody made up: hundreds of weak boxes on top of each other, scores of float32.
 """
+
 from __future__ import annotations
 
 import pytest
@@ -23,7 +24,9 @@ CROWD = 9  # every ninth object becomes a crowd region
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> tuple[dict, list[dict]]:
-    """The shipped checkpoint on scenes of its classes: ground truth with crowds, and every detection down to score 0."""
+    """The shipped checkpoint on scenes of its classes: ground truth with crowds, and every detection down to score
+    0.
+    """
     root = tmp_path_factory.mktemp("real")
     cfg = load_config("demo", num_workers=0, batch_size=8)
     write_scenes(root, cfg.classes, 1, 20, seed=11)

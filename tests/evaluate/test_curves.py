@@ -1,4 +1,5 @@
 """Matching, bootstrap, curves and conclusions: everything that stands behind the numbers of notebook 04."""
+
 from __future__ import annotations
 
 import contextlib
@@ -48,7 +49,9 @@ PHOTOS = 60
 
 
 def jittered(gt: dict, seed: int, noise: float, ties: bool = False) -> list[dict]:
-    """Detections like a detector's: the truth moved about, some classes wrong, boxes on nothing; none in every seventh photo."""
+    """Detections like a detector's: the truth moved about, some classes wrong, boxes on nothing; none in every
+    seventh photo.
+    """
     random = np.random.default_rng(seed)
     categories = [c["id"] for c in gt["categories"]]
     truth: dict[int, list[dict]] = {}
@@ -63,10 +66,19 @@ def jittered(gt: dict, seed: int, noise: float, ties: bool = False) -> list[dict
             category = record["category_id"] if random.random() < 0.85 else random.choice(categories)
             found.append((image["id"], category, bbox, random.beta(4, 2)))
         for _ in range(15):
-            bbox = np.array([*random.uniform(0, 0.8, 2) * (image["width"], image["height"]), *np.exp(random.uniform(2, 5, 2))])
+            bbox = np.array(
+                [*random.uniform(0, 0.8, 2) * (image["width"], image["height"]), *np.exp(random.uniform(2, 5, 2))]
+            )
             found.append((image["id"], random.choice(categories), bbox, random.beta(1, 5)))
-    return [{"image_id": int(i), "category_id": int(c), "bbox": [*b[:2].tolist(), *np.maximum(b[2:], 1).tolist()],
-             "score": float(np.round(s, 1) if ties else s)} for i, c, b, s in found]
+    return [
+        {
+            "image_id": int(i),
+            "category_id": int(c),
+            "bbox": [*b[:2].tolist(), *np.maximum(b[2:], 1).tolist()],
+            "score": float(np.round(s, 1) if ties else s),
+        }
+        for i, c, b, s in found
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +91,9 @@ def index(coco_source) -> CocoIndex:
 
 @pytest.fixture(scope="module")
 def gt(index) -> dict:
-    """Real annotations with crowds, over the ten most frequent classes and one that is nowhere; the last photo is empty."""
+    """Real annotations with crowds, over the ten most frequent classes and one that is nowhere; the last photo is
+    empty.
+    """
     document = ground_truth(index)
     counts = pd.Series([a["category_id"] for a in document["annotations"]]).value_counts()
     kept = set(counts.index[:10]) | {next(c["id"] for c in document["categories"] if c["id"] not in counts.index)}
@@ -98,12 +112,25 @@ def hard(gt) -> list[dict]:
     random = np.random.default_rng(1)
     for k in range(160):
         bbox = np.array(a["bbox"]) + random.normal(0, 0.08 * (k % 5), 4) * np.tile(a["bbox"][2:], 2)
-        detections.append({"image_id": a["image_id"], "category_id": a["category_id"],
-                           "bbox": [*bbox[:2].tolist(), *np.maximum(bbox[2:], 1).tolist()], "score": round(random.random(), 1)})
+        detections.append(
+            {
+                "image_id": a["image_id"],
+                "category_id": a["category_id"],
+                "bbox": [*bbox[:2].tolist(), *np.maximum(bbox[2:], 1).tolist()],
+                "score": round(random.random(), 1),
+            }
+        )
     for crowd in [a for a in gt["annotations"] if a["iscrowd"]]:
         x, y, w, h = crowd["bbox"]
-        detections += [{"image_id": crowd["image_id"], "category_id": crowd["category_id"], "bbox": [x + w * f, y, w / 4, h / 2],
-                        "score": 0.9} for f in (0, 0.25, 0.5)]
+        detections += [
+            {
+                "image_id": crowd["image_id"],
+                "category_id": crowd["category_id"],
+                "bbox": [x + w * f, y, w / 4, h / 2],
+                "score": 0.9,
+            }
+            for f in (0, 0.25, 0.5)
+        ]
     return detections
 
 
@@ -115,22 +142,30 @@ def results(gt) -> tuple:
 def two_boxes() -> tuple[dict, list[dict]]:
     """Photo 1: a cat and a dog; photo 2: a cat, and a crowd of dogs. Everything below can be counted by hand."""
     box = {"cat": [10, 10, 40, 40], "dog": [100, 10, 40, 40]}
-    gt = {"images": [{"id": 1, "width": 200, "height": 100}, {"id": 2, "width": 200, "height": 100}],
-          "categories": [{"id": 9, "name": "dog"}, {"id": 4, "name": "cat"}],
-          "annotations": [{"id": 1, "image_id": 1, "category_id": 4, "bbox": box["cat"], "area": 1600, "iscrowd": 0},
-                          {"id": 2, "image_id": 1, "category_id": 9, "bbox": box["dog"], "area": 1600, "iscrowd": 0},
-                          {"id": 3, "image_id": 2, "category_id": 4, "bbox": box["cat"], "area": 1600, "iscrowd": 0},
-                          {"id": 4, "image_id": 2, "category_id": 9, "bbox": box["dog"], "area": 1600, "iscrowd": 1}]}
-    rows = [(1, 4, box["cat"], 0.95),              # right
-            (1, 4, box["dog"], 0.85),              # a dog taken for a cat
-            (1, 4, [12, 10, 40, 40], 0.25),        # the first cat again
-            (2, 9, [105, 15, 20, 20], 0.75),       # in the crowd: neither right nor wrong
-            (2, 9, [150, 60, 20, 20], 0.35)]       # on nothing
+    gt = {
+        "images": [{"id": 1, "width": 200, "height": 100}, {"id": 2, "width": 200, "height": 100}],
+        "categories": [{"id": 9, "name": "dog"}, {"id": 4, "name": "cat"}],
+        "annotations": [
+            {"id": 1, "image_id": 1, "category_id": 4, "bbox": box["cat"], "area": 1600, "iscrowd": 0},
+            {"id": 2, "image_id": 1, "category_id": 9, "bbox": box["dog"], "area": 1600, "iscrowd": 0},
+            {"id": 3, "image_id": 2, "category_id": 4, "bbox": box["cat"], "area": 1600, "iscrowd": 0},
+            {"id": 4, "image_id": 2, "category_id": 9, "bbox": box["dog"], "area": 1600, "iscrowd": 1},
+        ],
+    }
+    rows = [
+        (1, 4, box["cat"], 0.95),  # right
+        (1, 4, box["dog"], 0.85),  # a dog taken for a cat
+        (1, 4, [12, 10, 40, 40], 0.25),  # the first cat again
+        (2, 9, [105, 15, 20, 20], 0.75),  # in the crowd: neither right nor wrong
+        (2, 9, [150, 60, 20, 20], 0.35),
+    ]  # on nothing
     return gt, [{"image_id": i, "category_id": c, "bbox": b, "score": s} for i, c, b, s in rows]
 
 
 def test_fast_engine_equals_pycocotools_to_the_bit(gt, hard):
-    """A metric library that is nearly right: with crowds, empty photos, ties and over 100 boxes the last bit must agree."""
+    """A metric library that is nearly right: with crowds, empty photos, ties and over 100 boxes the last bit must
+    agree.
+    """
     fast, reference = coco_metrics(gt, hard), coco_metrics(gt, hard, engine="pycocotools")
     assert fast["stats"] == reference["stats"]
     pd.testing.assert_frame_equal(fast["per_class"], reference["per_class"], check_exact=True)
@@ -140,8 +175,11 @@ def test_fast_engine_equals_pycocotools_to_the_bit(gt, hard):
 def test_matches_are_those_of_pycocotools(gt, hard):
     """The vectorised matching must make each single decision of COCO's loop, at every IoU threshold."""
     ours = match(gt, hard)
-    decisions = {(t, int(row)): (bool(ours.right[t, d]), bool(ours.ignored[t, d]))
-                 for t in range(10) for d, row in enumerate(ours.row)}
+    decisions = {
+        (t, int(row)): (bool(ours.right[t, d]), bool(ours.ignored[t, d]))
+        for t in range(10)
+        for d, row in enumerate(ours.row)
+    }
     run = evaluator(gt, hard, "pycocotools")
     seen = 0
     for entry in run.evalImgs:
@@ -165,11 +203,21 @@ def test_ids_are_found_whatever_they_are():
 
 def test_equal_overlaps_go_to_the_later_object():
     """A box halfway between two objects: COCO gives it the later one, and that decides what the next box can have."""
-    boxes, found = [[0, 0, 60, 60], [20, 0, 60, 60], [200, 0, 60, 60], [220, 0, 60, 60]], [[10, 0], [0, 0], [210, 0], [220, 0]]
-    gt = {"images": [{"id": 1}], "categories": [{"id": 1, "name": "thing"}],
-          "annotations": [{"id": k + 1, "image_id": 1, "category_id": 1, "bbox": b, "area": 3600, "iscrowd": 0}
-                          for k, b in enumerate(boxes)]}
-    detections = [{"image_id": 1, "category_id": 1, "bbox": [*xy, 60, 60], "score": 0.9 - k / 10} for k, xy in enumerate(found)]
+    boxes, found = (
+        [[0, 0, 60, 60], [20, 0, 60, 60], [200, 0, 60, 60], [220, 0, 60, 60]],
+        [[10, 0], [0, 0], [210, 0], [220, 0]],
+    )
+    gt = {
+        "images": [{"id": 1}],
+        "categories": [{"id": 1, "name": "thing"}],
+        "annotations": [
+            {"id": k + 1, "image_id": 1, "category_id": 1, "bbox": b, "area": 3600, "iscrowd": 0}
+            for k, b in enumerate(boxes)
+        ],
+    }
+    detections = [
+        {"image_id": 1, "category_id": 1, "bbox": [*xy, 60, 60], "score": 0.9 - k / 10} for k, xy in enumerate(found)
+    ]
     entry = evaluator(gt, detections, "pycocotools").evalImgs[0]
     assert np.array_equal(match(gt, detections).right, entry["dtMatches"] > 0)
     assert entry["dtMatches"][5].tolist() == [0, 1, 0, 4] and entry["dtMatches"][3].tolist() == [2, 1, 4, 0]
@@ -200,7 +248,9 @@ def test_a_photo_drawn_twice_counts_twice(gt):
             for copy_number in range(times):
                 key = image["id"] * 100 + copy_number
                 drawn["images"].append({**image, "id": key})
-                drawn["annotations"] += [{**a, "image_id": key} for a in gt["annotations"] if a["image_id"] == image["id"]]
+                drawn["annotations"] += [
+                    {**a, "image_id": key} for a in gt["annotations"] if a["image_id"] == image["id"]
+                ]
                 found += [{**d, "image_id": key} for d in detections if d["image_id"] == image["id"]]
         for number, record in enumerate(drawn["annotations"]):
             record["id"] = number + 1
@@ -208,7 +258,8 @@ def test_a_photo_drawn_twice_counts_twice(gt):
 
 
 def test_standard_error_is_the_spread_over_other_photos():
-    """What the interval promises, and what a bootstrap that counts a photo drawn twice only once gets a quarter too small:
+    """What the interval promises, and what a bootstrap that counts a photo drawn twice only once gets a quarter too
+    small:
     the standard error from one sample of photos is the spread of the AP over many samples."""
     random = np.random.default_rng(0)
     estimates, errors = [], []
@@ -218,11 +269,25 @@ def test_standard_error_is_the_spread_over_other_photos():
         for i in range(60):
             quality = random.uniform(0.02, 0.3)  # of a photo: its boxes are good or bad together
             for k in range(random.integers(1, 5)):
-                gt["annotations"].append({"id": len(gt["annotations"]) + 1, "image_id": i, "category_id": 1,
-                                          "bbox": [100 * k, 0, 50, 50], "area": 2500, "iscrowd": 0})
+                gt["annotations"].append(
+                    {
+                        "id": len(gt["annotations"]) + 1,
+                        "image_id": i,
+                        "category_id": 1,
+                        "bbox": [100 * k, 0, 50, 50],
+                        "area": 2500,
+                        "iscrowd": 0,
+                    }
+                )
                 x, y = random.normal(0, 50 * quality, 2)
-                found.append({"image_id": i, "category_id": 1, "bbox": [100 * k + x, y, 50, 50],
-                              "score": 1 - quality * random.random()})
+                found.append(
+                    {
+                        "image_id": i,
+                        "category_id": 1,
+                        "bbox": [100 * k + x, y, 50, 50],
+                        "score": 1 - quality * random.random(),
+                    }
+                )
         matches = match(gt, found)
         estimates.append(np.nanmean(class_ap(matches, np.ones((1, 60), dtype=np.int32))))
         errors.append(class_ap(matches, draw_weights(60, 200, sample)).mean(axis=(1, 2)).std())
@@ -252,7 +317,9 @@ def test_paired_difference(gt, results):
     assert gain["significant"] and gain["interval"][0] < best.stats["mAP"] - start.stats["mAP"] < gain["interval"][1]
     same = difference(best, assess("copy", gt, best.detections), "mAP")
     assert same == {"value": 0.0, "interval": (0.0, 0.0), "significant": False}
-    assert (best.draws("mAP") - start.draws("mAP")).std() < np.hypot(best.draws("mAP").std(), start.draws("mAP").std()) * 1.1
+    assert (best.draws("mAP") - start.draws("mAP")).std() < np.hypot(
+        best.draws("mAP").std(), start.draws("mAP").std()
+    ) * 1.1
 
 
 def test_twelve_numbers_with_their_counts(gt, results):
@@ -264,7 +331,9 @@ def test_twelve_numbers_with_their_counts(gt, results):
     assert table["objects"]["mAP_small"] == table["objects"]["AR_small"] == small
     assert table["significant"]["mAP"] == "yes"
     assert "a small sample" in comparison.caption(best)
-    assert list(twelve_numbers(best, best, gt).columns).count("best") == 1  # checkpoint=start compares a thing with itself
+    assert (
+        list(twelve_numbers(best, best, gt).columns).count("best") == 1
+    )  # checkpoint=start compares a thing with itself
 
 
 def test_no_detections_give_zeros_and_sentences(gt, index, tmp_path):
@@ -278,15 +347,28 @@ def test_no_detections_give_zeros_and_sentences(gt, index, tmp_path):
     matrix = confusion(gt, [], empty.matches, best.threshold)
     assert matrix["background"].sum() == table["instances"].sum() == matrix.to_numpy().sum()
     assert "no detections" in sentences.headline(empty, empty)
-    for text in (sentences.by_size(empty, gt), sentences.classes(table), sentences.threshold(curves, best),
-                 sentences.calibration(bins, error), sentences.confusions(matrix), comparison.caption(empty),
-                 sentences.boxes("best", [], gt), sentences.curve_ends(empty), sentences.class_thresholds(table, best),
-                 sentences.photos(photo_scores(empty.matches, 0.5)), sentences.other_runs([empty], empty),
-                 sentences.pair(empty, empty)):
+    for text in (
+        sentences.by_size(empty, gt),
+        sentences.classes(table),
+        sentences.threshold(curves, best),
+        sentences.calibration(bins, error),
+        sentences.confusions(matrix),
+        comparison.caption(empty),
+        sentences.boxes("best", [], gt),
+        sentences.curve_ends(empty),
+        sentences.class_thresholds(table, best),
+        sentences.photos(photo_scores(empty.matches, 0.5)),
+        sentences.other_runs([empty], empty),
+        sentences.pair(empty, empty),
+    ):
         assert text and "nan" not in text
-    for figure in (figures.pr_figure(empty, empty), figures.class_ap_figure(table, "start", "best"),
-                   figures.score_figure(curves, best), figures.reliability_figure(bins, error),
-                   figures.confusion_figure(matrix, best.threshold)):
+    for figure in (
+        figures.pr_figure(empty, empty),
+        figures.class_ap_figure(table, "start", "best"),
+        figures.score_figure(curves, best),
+        figures.reliability_figure(bins, error),
+        figures.confusion_figure(matrix, best.threshold),
+    ):
         figure.savefig(io.BytesIO())
     write_json(tmp_path / "metrics.json", comparison.metrics_summary(empty, empty, best.threshold))
 
@@ -315,12 +397,12 @@ def test_score_threshold_by_hand():
     gt, detections = two_boxes()
     curves = score_curves(match(gt, detections))
     row = curves.set_index("threshold").loc
-    assert row[0.9].tolist() == pytest.approx([1, 1 / 3, 0.5])          # one of one right, of three objects
+    assert row[0.9].tolist() == pytest.approx([1, 1 / 3, 0.5])  # one of one right, of three objects
     assert row[0.8].tolist() == pytest.approx([1 / 2, 1 / 3, 0.4])
-    assert row[0.0].tolist() == pytest.approx([1 / 4, 1 / 3, 2 / 7])    # the box in the crowd counts nowhere
+    assert row[0.0].tolist() == pytest.approx([1 / 4, 1 / 3, 2 / 7])  # the box in the crowd counts nowhere
     assert np.isnan(row[1.0]["precision"]) and row[1.0]["recall"] == 0
     best = best_operating_point(curves)
-    assert (best.threshold, best.f1) == (0.95, 0.5)                     # of equal F1, the highest threshold
+    assert (best.threshold, best.f1) == (0.95, 0.5)  # of equal F1, the highest threshold
 
 
 def test_a_modest_detector_is_no_nan():
@@ -394,12 +476,17 @@ def test_unknown_ids_are_named(gt):
 def test_sentences_of_04_say_what_the_tables_say(gt, results):
     """Prose whose numbers are another checkpoint's, or "better" and "worse" the wrong way round."""
     start, best = results
-    assert f"gives {len(best.detections) / len(gt['images']):.1f} boxes a photo" in sentences.boxes("best", best.detections, gt)
+    assert f"gives {len(best.detections) / len(gt['images']):.1f} boxes a photo" in sentences.boxes(
+        "best", best.detections, gt
+    )
     assert "1 significantly better than start, 0 significantly worse" in sentences.other_runs([start, best], start)
     assert "0 significantly better than best, 1 significantly worse" in sentences.other_runs([start, best], best)
     assert sentences.pair(start, best) == sentences.pair(best, start)
     assert sentences.pair(start, best).startswith("**best** has")
-    same, apart = {"stats": dict(best.stats), "per_class": best.per_class}, {**best.stats, "mAP50": best.stats["mAP50"] + 0.25}
+    same, apart = (
+        {"stats": dict(best.stats), "per_class": best.per_class},
+        {**best.stats, "mAP50": best.stats["mAP50"] + 0.25},
+    )
     assert "to the last bit" in sentences.agreement(same, best)
     assert "differ by up to 2.5e-01" in sentences.agreement({**same, "stats": apart}, best)
     photos = photo_scores(best.matches, 0.5)
@@ -411,8 +498,13 @@ def test_sentences_of_04_say_what_the_tables_say(gt, results):
 
 def test_rare_sizes_are_not_compared(gt, results):
     """An AP of ten large objects sold as the detector's weak side."""
-    few = {**gt, "annotations": [{**a, "area": 20000.0 if k < 5 else 2000.0 if k % 2 else 500.0}
-                                 for k, a in enumerate(a for a in gt["annotations"] if not a["iscrowd"])]}
+    few = {
+        **gt,
+        "annotations": [
+            {**a, "area": 20000.0 if k < 5 else 2000.0 if k % 2 else 500.0}
+            for k, a in enumerate(a for a in gt["annotations"] if not a["iscrowd"])
+        ],
+    }
     text = sentences.by_size(types.SimpleNamespace(stats={"mAP_small": 0.3, "mAP_medium": 0.4, "mAP_large": 0.0}), few)
     assert "lowest for **small**" in text and "With 5 large objects" in text
 
@@ -424,8 +516,12 @@ def test_detections_read_like_the_list_they_were_made_of(gt):
     assert list(arrays) == found and arrays[3] == found[3] and arrays[-1] == found[-1] and len(arrays) == len(found)
     assert json.loads(json.dumps(list(arrays))) == found
     assert Detections.of(arrays) is arrays and not Detections.of([])
-    assert arrays.table(np.array([2]))[0].tolist() == [found[2]["image_id"], *found[2]["bbox"], found[2]["score"],
-                                                       found[2]["category_id"]]
+    assert arrays.table(np.array([2]))[0].tolist() == [
+        found[2]["image_id"],
+        *found[2]["bbox"],
+        found[2]["score"],
+        found[2]["category_id"],
+    ]
 
 
 def test_runs_of_other_data_are_not_compared(gt, results, tmp_path):
@@ -449,8 +545,11 @@ def test_names_are_escaped_and_formulas_are_not_read(gt, results):
     table, matrix = per_class_table(start, best), confusion(hostile, best.detections, best.matches, 0.5)
     page = styled(table.set_index("class")).to_html() + styled(matrix).to_html() + styled(table[["class"]]).to_html()
     assert "<script" not in page + sentences.classes(table) + sentences.confusions(matrix)
-    for figure in (figures.pr_figure(start, best), figures.class_ap_figure(table, "a", "b"),
-                   figures.confusion_figure(matrix, 0.5)):
+    for figure in (
+        figures.pr_figure(start, best),
+        figures.class_ap_figure(table, "a", "b"),
+        figures.confusion_figure(matrix, 0.5),
+    ):
         figure.savefig(io.BytesIO())
 
 
@@ -495,14 +594,26 @@ def test_cost_by_hand():
 
     preprocess = Preprocess(30, True, 1 / 255, (0.5,) * 3, (0.5,) * 3, InterpolationMode.BILINEAR)
     photos = [(20, 30), (30, 30)]
-    batch = preprocess.collate([{"image": np.zeros((h, w, 3), np.uint8), "boxes_xyxy": np.zeros((0, 4), np.float32), "image_id": k,
-                                 "class_labels": np.zeros(0, np.int64), "orig_size": (h, w)} for k, (h, w) in enumerate(photos)])
+    batch = preprocess.collate(
+        [
+            {
+                "image": np.zeros((h, w, 3), np.uint8),
+                "boxes_xyxy": np.zeros((0, 4), np.float32),
+                "image_id": k,
+                "class_labels": np.zeros(0, np.int64),
+                "orig_size": (h, w),
+            }
+            for k, (h, w) in enumerate(photos)
+        ]
+    )
     assert first(batch, 1)["pixel_values"].shape == (1, 3, 20, 30)  # without the padding that the second photo caused
     processor = types.SimpleNamespace(post_process_object_detection=lambda output, **_: output)
     detector = Detector(OneConvolution(), processor, preprocess)
     detector.model.convolution.bias.requires_grad_(False)
     table = cost_table(detector, batch, contextlib.nullcontext)["value"]
-    assert table["parameters"] * 1e6 == pytest.approx(4 * 27 + 4) and table["of them trained"] * 1e6 == pytest.approx(4 * 27)
+    assert table["parameters"] * 1e6 == pytest.approx(4 * 27 + 4) and table["of them trained"] * 1e6 == pytest.approx(
+        4 * 27
+    )
     assert table["arithmetic, 1 photo"] * 1e9 == 2 * 27 * 4 * 20 * 30
     assert table["time per photo, batch 2, median"] <= table["time per photo, batch 2, 95th percentile"]
     assert "in batches of 2" in cost_sentence(table.to_frame())

@@ -253,7 +253,12 @@ DAMAGES = [  # deliverable, file, damage, words of the reason
     ("metrics", f"{A}/metrics.csv", put("mAP50", np.nan), "not a fraction"),
     ("metrics", f"{A}/metrics.csv", put("mAP", 0.77), "the row start says mAP 0.7700"),
     ("metrics", f"{A}/metrics.csv", put("mAP", 0.77, 1), "the row best says mAP 0.7700"),
-    ("metrics", f"{RUN}/detections_val2017_start.json", edit_json(lambda v: v.pop(0)), "detections_val2017_start.json gives"),
+    (
+        "metrics",
+        f"{RUN}/detections_val2017_start.json",
+        edit_json(lambda v: v.pop(0)),
+        "detections_val2017_start.json gives",
+    ),
     ("metrics", f"{A}/metrics.csv", without_row(0), "start checkpoint"),
     ("metrics", f"{A}/metrics.csv", without_row(1), "no row"),
     ("metrics", f"{A}/metrics.csv", swap_first_rows, "start checkpoint"),
@@ -290,7 +295,12 @@ DAMAGES = [  # deliverable, file, damage, words of the reason
     ),
     ("executed notebooks", f"{A}/notebooks/timings.json", edit_json(lambda v: v.pop("02_sanity")), "no time"),
     ("report", f"{A}/report/index.html", network_page, "asks the network"),
-    ("report", f"{A}/report/03_train.html", lambda path: path.write_text("x" * 15_000_001 + "</html>"), "larger than 15 MB"),
+    (
+        "report",
+        f"{A}/report/03_train.html",
+        lambda path: path.write_text("x" * 15_000_001 + "</html>"),
+        "larger than 15 MB",
+    ),
     ("report", f"{A}/report/index.html", old_headline, "does not show the mAP"),
 ]
 
@@ -311,7 +321,9 @@ def make(target: str, arguments: list[str], env: Path) -> subprocess.CompletedPr
     (env / "bin").mkdir(parents=True)
     (env / "bin" / "python").write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
     (env / "bin" / "python").chmod(0o755)
-    wanted = subprocess.run("cat requirements.txt pyproject.toml | cksum", shell=True, cwd=ROOT, capture_output=True, text=True).stdout
+    wanted = subprocess.run(
+        "cat requirements.txt pyproject.toml | cksum", shell=True, cwd=ROOT, capture_output=True, text=True
+    ).stdout
     (env / ".assignment-installed").write_text(f"{ROOT} {wanted}")
     return subprocess.run(
         ["make", target, "PRESET=demo", f"ARGS={' '.join(map(shlex.quote, arguments))}"],

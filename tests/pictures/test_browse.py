@@ -1,4 +1,5 @@
 """The slider over predictions and the pictures that it shows."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -25,29 +26,58 @@ def index(coco_source) -> CocoIndex:
 @pytest.fixture(scope="module")
 def detections(index) -> list[dict]:
     """The truth as predicted, with scores 0.1, 0.2, ... within a photo; none for the last photo."""
-    return [{"image_id": int(index.image_ids[i]), "category_id": index.category_ids[index.labels[row]],
-             "bbox": index.bbox[row].tolist(), "score": round(min(0.1 * (k + 1), 1.0), 1)}
-            for i in range(len(index) - 1) for k, row in enumerate(index.rows(i))]
+    return [
+        {
+            "image_id": int(index.image_ids[i]),
+            "category_id": index.category_ids[index.labels[row]],
+            "bbox": index.bbox[row].tolist(),
+            "score": round(min(0.1 * (k + 1), 1.0), 1),
+        }
+        for i in range(len(index) - 1)
+        for k, row in enumerate(index.rows(i))
+    ]
 
 
 @pytest.fixture
 def errors(index) -> pd.DataFrame:
-    """Rows as error_table gives them: on photo 1 a false box of another class and a missed object, on photo 2 a box on nothing."""
+    """Rows as error_table gives them: on photo 1 a false box of another class and a missed object, on photo 2 a box
+    on nothing.
+    """
+
     def row(i, kind, name, predicted, score, annotation=-1):
-        return {"image_id": int(index.image_ids[i]), "type": kind, "class": name, "predicted_class": predicted, "iou": 0.0, "score": score,
-                "area": 400.0, "annotation_id": annotation, "detection": 0, "x": 5.0, "y": 5.0, "w": 20.0, "h": 20.0}
+        return {
+            "image_id": int(index.image_ids[i]),
+            "type": kind,
+            "class": name,
+            "predicted_class": predicted,
+            "iou": 0.0,
+            "score": score,
+            "area": 400.0,
+            "annotation_id": annotation,
+            "detection": 0,
+            "x": 5.0,
+            "y": 5.0,
+            "w": 20.0,
+            "h": 20.0,
+        }
 
     missed = int(index.rows(1)[0])
-    return pd.DataFrame([row(1, "classification", index.classes[0], index.classes[1], 0.6),
-                         row(1, "missed", index.classes[index.labels[missed]], None, np.nan, int(index.annotation_ids[missed])),
-                         row(2, "background", None, index.classes[2], 0.9)])
+    return pd.DataFrame(
+        [
+            row(1, "classification", index.classes[0], index.classes[1], 0.6),
+            row(1, "missed", index.classes[index.labels[missed]], None, np.nan, int(index.annotation_ids[missed])),
+            row(2, "background", None, index.classes[2], 0.9),
+        ]
+    )
 
 
 @pytest.fixture
 def grey(index, tmp_path) -> CocoIndex:
     """The same boxes on grey photos: whatever is red or green on them was drawn."""
     for i in range(len(index)):
-        Image.new("RGB", (int(index.widths[i]), int(index.heights[i])), (90, 90, 90)).save(tmp_path / str(index.file_names[i]))
+        Image.new("RGB", (int(index.widths[i]), int(index.heights[i])), (90, 90, 90)).save(
+            tmp_path / str(index.file_names[i])
+        )
     return dataclasses.replace(index, image_dir=tmp_path)
 
 
@@ -191,9 +221,13 @@ def test_boxes_sit_where_they_should(grey):
     pixels = opened(draw(grey, i, found, 0.5, show_truth=False, max_side=400))
     assert max(pixels.shape) == 400
     red = np.argwhere(np.abs(pixels - draw_module.PREDICTED).max(axis=-1) < 60)
-    inside = (red >= np.array(pixels.shape[:2]) * 0.25 - 22).all() and (red <= np.array(pixels.shape[:2]) * 0.75 + 22).all()
+    inside = (red >= np.array(pixels.shape[:2]) * 0.25 - 22).all() and (
+        red <= np.array(pixels.shape[:2]) * 0.75 + 22
+    ).all()
     assert len(red) > 100 and inside
-    row = (pixels[round(0.75 * pixels.shape[0])] - draw_module.PREDICTED)[int(0.3 * pixels.shape[1]):int(0.7 * pixels.shape[1])]
+    row = (pixels[round(0.75 * pixels.shape[0])] - draw_module.PREDICTED)[
+        int(0.3 * pixels.shape[1]) : int(0.7 * pixels.shape[1])
+    ]
     on = (np.abs(row).max(axis=-1) < 90).astype(int)
     assert np.abs(np.diff(on)).sum() > 6  # dashed: it can be told from the truth without its colour
 
@@ -203,8 +237,15 @@ def test_labels_stay_inside_the_picture_and_hide_no_other(index, monkeypatch):
     i = 0
     height, width = int(index.heights[i]), int(index.widths[i])
     corners = [(0, 0), (width - 30, 0), (0, height - 30), (width - 30, height - 30), (-50, -50), (width - 30, 0)]
-    found = [{"image_id": int(index.image_ids[i]), "category_id": index.category_ids[0], "bbox": [x, y, 60, 60], "score": 0.9}
-             for x, y in corners]
+    found = [
+        {
+            "image_id": int(index.image_ids[i]),
+            "category_id": index.category_ids[0],
+            "bbox": [x, y, 60, 60],
+            "score": 0.9,
+        }
+        for x, y in corners
+    ]
     placed = []
     label = draw_module._label
 
@@ -226,8 +267,15 @@ def test_labels_stay_inside_the_picture_and_hide_no_other(index, monkeypatch):
 def test_drawing_time_is_written_down(index, detections, record_property):
     """Under 150 ms a picture is the aim; a shared machine is no place to assert it, so it is recorded."""
     random = np.random.default_rng(0)
-    many = [{"image_id": int(index.image_ids[0]), "category_id": index.category_ids[0], "score": 0.5,
-             "bbox": [*random.uniform(0, 200, 2).tolist(), *random.uniform(20, 200, 2).tolist()]} for _ in range(100)]
+    many = [
+        {
+            "image_id": int(index.image_ids[0]),
+            "category_id": index.category_ids[0],
+            "score": 0.5,
+            "bbox": [*random.uniform(0, 200, 2).tolist(), *random.uniform(20, 200, 2).tolist()],
+        }
+        for _ in range(100)
+    ]
     started = time.perf_counter()
     for _ in range(5):
         draw(index, 0, many, 0.0)

@@ -1,4 +1,7 @@
-"""The sliders of notebooks 04 and 05 where a student moves them: JupyterLab with a kernel, in a real browser, without a network."""
+"""The sliders of notebooks 04 and 05 where a student moves them: JupyterLab with a kernel, in a real browser, without
+a network.
+"""
+
 from __future__ import annotations
 
 import contextlib
@@ -32,10 +35,19 @@ SETTINGS = {  # of JupyterLab: every output is in the page, and no news is fetch
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """A student's folder: 04 and 05 with parameters, a dozen scenes, and the shipped checkpoint in the place of a trained one."""
+    """A student's folder: 04 and 05 with parameters, a dozen scenes, and the shipped checkpoint in the place of a
+    trained one.
+    """
     root = tmp_path_factory.mktemp("lab")
-    values = {"data_dir": str(root / "data"), "output_dir": str(root / "artifacts"), "max_train_images": 1, "max_val_images": 12,
-              "image_size": 128, "batch_size": 4, "num_workers": 0}
+    values = {
+        "data_dir": str(root / "data"),
+        "output_dir": str(root / "artifacts"),
+        "max_train_images": 1,
+        "max_val_images": 12,
+        "image_size": 128,
+        "batch_size": 4,
+        "num_workers": 0,
+    }
     cfg = load_config("demo", **values)
     prepare(cfg)
     shutil.copytree(ROOT / cfg.model, cfg.run_dir / "checkpoint_best")
@@ -56,13 +68,35 @@ def folder(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def server(folder):
     """JupyterLab as ``make lab`` starts it, on the student's folder: its address and its token."""
-    places = {name: str(folder / "jupyter" / name) for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR")}
-    command = [sys.executable, "-m", "jupyterlab", "--ip=127.0.0.1", "--port=0", "--no-browser", "--allow-root",
-               f"--ServerApp.root_dir={folder}", f"--LabApp.user_settings_dir={folder / 'settings'}",
-               f"--LabApp.workspaces_dir={folder / 'workspaces'}"]
+    places = {
+        name: str(folder / "jupyter" / name) for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR")
+    }
+    command = [
+        sys.executable,
+        "-m",
+        "jupyterlab",
+        "--ip=127.0.0.1",
+        "--port=0",
+        "--no-browser",
+        "--allow-root",
+        f"--ServerApp.root_dir={folder}",
+        f"--LabApp.user_settings_dir={folder / 'settings'}",
+        f"--LabApp.workspaces_dir={folder / 'workspaces'}",
+    ]
     with open(folder / "server.log", "w") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder, env={
-            **os.environ, **places, "JUPYTER_PREFER_ENV_PATH": "1", "NO_ALBUMENTATIONS_UPDATE": "1", "OMP_NUM_THREADS": "2"})
+        process = subprocess.Popen(
+            command,
+            stdout=log,
+            stderr=log,
+            cwd=folder,
+            env={
+                **os.environ,
+                **places,
+                "JUPYTER_PREFER_ENV_PATH": "1",
+                "NO_ALBUMENTATIONS_UPDATE": "1",
+                "OMP_NUM_THREADS": "2",
+            },
+        )
     try:
         description = Path(places["JUPYTER_RUNTIME_DIR"]) / f"jpserver-{process.pid}.json"
         deadline = time.monotonic() + PATIENCE
@@ -105,7 +139,9 @@ def run_all(page: Page, server: dict, name: str) -> None:
             expect(started).not_to_have_text("[ ]:", timeout=10_000)
             break
     last = page.locator(".jp-Notebook .jp-CodeCell").last.locator(".jp-OutputArea-output")
-    failed = page.locator(".jp-Notebook .jp-OutputArea-output").filter(has_text=re.compile(r"^\w*(Error|Exception)\b|Traceback"))
+    failed = page.locator(".jp-Notebook .jp-OutputArea-output").filter(
+        has_text=re.compile(r"^\w*(Error|Exception)\b|Traceback")
+    )
     expect(last.or_(failed).first).to_be_attached(timeout=PATIENCE * 1000)
     assert failed.count() == 0, failed.first.inner_text()
     expect(page.locator(".widget-image")).to_have_count(1)
@@ -114,7 +150,8 @@ def run_all(page: Page, server: dict, name: str) -> None:
 def picture(page: Page) -> str:
     """A checksum of the JPEG that is on the screen."""
     data = page.locator(".widget-image").evaluate(
-        "async image => Array.from(new Uint8Array(await (await fetch(image.src)).arrayBuffer()))")
+        "async image => Array.from(new Uint8Array(await (await fetch(image.src)).arrayBuffer()))"
+    )
     assert bytes(data[:2]) == b"\xff\xd8"
     return hashlib.sha256(bytes(data)).hexdigest()
 
@@ -155,7 +192,9 @@ def test_only_who_has_the_token_comes_in(server):
 
 
 def test_slider_and_threshold_of_04(page, server):
-    """A callback that raises, a widget that does not match the front end's version: the notebook still runs, the slider is dead."""
+    """A callback that raises, a widget that does not match the front end's version: the notebook still runs, the
+    slider is dead.
+    """
     run_all(page, server, "04_evaluate")
     expect(caption(page)).to_contain_text("photo 1 of 12")
     first = picture(page)
@@ -178,7 +217,11 @@ def test_error_filter_of_05(page, server, folder):
     assert (folder / "artifacts" / "demo" / "detections_val2017.json").exists()
     run_all(page, server, "05_error_analysis")
     shown = page.locator(".widget-dropdown").filter(has=page.get_by_text("show", exact=True)).locator("select")
-    kinds = [text for text in shown.locator("option").all_inner_texts() if text not in ("all predictions", "all errors", "missed")]
+    kinds = [
+        text
+        for text in shown.locator("option").all_inner_texts()
+        if text not in ("all predictions", "all errors", "missed")
+    ]
     before = picture(page)
     shown.select_option(label="missed")
     expect(caption(page)).to_contain_text(NOTHING)  # what was missed is drawn thick; nothing false is

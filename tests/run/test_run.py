@@ -158,11 +158,17 @@ def test_values_become_typed_parameters():
 
 
 def test_all_notebooks_run_in_order(folder, finished):
-    """In this very Python and from the project's folder, whatever kernel the notebook names; each one's time is noted."""
-    hostile = f"x\"; import os; os.mkdir('{folder.parent}/hurt'); y = \"\\"  # a value must stay a value on its way into the notebook
+    """In this very Python and from the project's folder, whatever kernel the notebook names; each one's time is
+    noted.
+    """
+    # a value must stay a value on its way into the notebook
+    hostile = f"x\"; import os; os.mkdir('{folder.parent}/hurt'); y = \"\\"
     status, out, err = finished("epochs=3", "lr=1e-5", "classes=person,car", "run_name=x.1", f"model={hostile}")
     assert (status, err) == (0, ""), err
-    assert f"3 1e-05 ['person', 'car'] x.1 {[hostile]}" in printed(executed(folder, "01_a")) and not (folder.parent / "hurt").exists()
+    assert (
+        f"3 1e-05 ['person', 'car'] x.1 {[hostile]}" in printed(executed(folder, "01_a"))
+        and not (folder.parent / "hurt").exists()
+    )
     kernel = printed(executed(folder, "01_a")).splitlines()[-1]
     assert kernel == without_folders(f"{sys.executable} {ROOT}")
     assert [line.split()[0] for line in out.splitlines()[1:4]] == ["01_a", "02_b", "03_c"]
@@ -204,7 +210,10 @@ def test_profile_only_leaves_out_what_needs_a_checkpoint(folder, finished):
     ids=["user error", "bug", "dead kernel"],
 )
 def test_failure_keeps_what_is_there(folder, finished, cell, words):
-    """Trap 12: a dead kernel leaves papermill's copy as if complete. One message, no traceback, and the way to go on."""
+    """Trap 12: a dead kernel leaves papermill's copy as if complete.
+
+    One message, no traceback, and the way to go on.
+    """
     status, out, err = finished("epochs=2", cell=cell)
     assert status == 1
     assert words in err and "Traceback" not in err and "--preset demo" in err and "epochs=2 --from 02" in err

@@ -1,5 +1,9 @@
-"""The assignment as it runs on COCO, on the real parts: FiftyOne's downloader with its database, the hub's client, a DETR of
-the true shape, papermill, all five notebooks. Only the two hosts are stand-ins on loopback, and the weights are random."""
+"""The assignment as it runs on COCO, on the real parts: FiftyOne's downloader with its database, the hub's client, a
+DETR of
+the true shape, papermill, all five notebooks. Only the two hosts are stand-ins on loopback, and the weights are
+random.
+"""
+
 import json
 import os
 import subprocess
@@ -15,12 +19,14 @@ from helpers.files import ROOT
 
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory):
-    """A models folder with ``facebook/detr-resnet-50``: the published architecture, class names and processor, random weights."""
+    """A models folder with ``facebook/detr-resnet-50``: the published architecture, class names and processor, random
+    weights.
+    """
     from coco_folder import coco_category_ids
     from transformers import DetrConfig, DetrForObjectDetection, DetrImageProcessor
 
     folder = tmp_path_factory.mktemp("hub")
-    names = {key: "N/A" for key in range(91)} | {key: name for name, key in coco_category_ids().items()}
+    names = dict.fromkeys(range(91), "N/A") | {key: name for name, key in coco_category_ids().items()}
     torch.manual_seed(0)
     model = DetrForObjectDetection(DetrConfig(id2label=names, label2id={name: key for key, name in names.items()}))
     assert 41e6 < sum(p.numel() for p in model.parameters()) < 42e6
@@ -33,13 +39,33 @@ def hub(tmp_path_factory):
 def executed(hub, coco_source, tmp_path_factory):
     """``python -m helpers.run --preset mini`` with few photos, small ones, and one epoch."""
     folder = tmp_path_factory.mktemp("true")
-    values = {"data_dir": folder / "data" / "mini", "output_dir": folder / "artifacts", "max_train_images": 6, "max_val_images": 4,
-              "image_size": 160, "batch_size": 2, "epochs": 1, "num_workers": 0, "precision": "fp32"}
+    values = {
+        "data_dir": folder / "data" / "mini",
+        "output_dir": folder / "artifacts",
+        "max_train_images": 6,
+        "max_val_images": 4,
+        "image_size": 160,
+        "batch_size": 2,
+        "epochs": 1,
+        "num_workers": 0,
+        "precision": "fp32",
+    }
     with Mirror(coco=coco_source, models=hub) as mirror:
-        env = {**os.environ, **mirror.env, "HF_HOME": str(folder / "hf"), "FIFTYONE_DATABASE_DIR": str(folder / "mongo"),
-               "FIFTYONE_DO_NOT_TRACK": "true"}
-        done = subprocess.run([sys.executable, "-m", "helpers.run", "--preset", "mini", *(f"{k}={v}" for k, v in values.items())],
-                              env=env, cwd=folder, capture_output=True, text=True, timeout=540)
+        env = {
+            **os.environ,
+            **mirror.env,
+            "HF_HOME": str(folder / "hf"),
+            "FIFTYONE_DATABASE_DIR": str(folder / "mongo"),
+            "FIFTYONE_DO_NOT_TRACK": "true",
+        }
+        done = subprocess.run(
+            [sys.executable, "-m", "helpers.run", "--preset", "mini", *(f"{k}={v}" for k, v in values.items())],
+            env=env,
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            timeout=540,
+        )
         asked = list(mirror.requests)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return folder / "artifacts", asked
@@ -73,16 +99,37 @@ def test_checkpoint_is_a_detr_of_ten_classes(executed):
 
 
 def test_papermill_alone_works_from_another_folder(executed, tmp_path):
-    """``papermill notebooks/03_train.ipynb out.ipynb -p epochs 1`` must not depend on the folder that it is called from."""
+    """``papermill notebooks/03_train.ipynb out.ipynb -p epochs 1`` must not depend on the folder that it is called
+    from.
+    """
     artifacts, _ = executed
-    values = {"preset": "mini", "data_dir": artifacts.parent / "data" / "mini", "output_dir": tmp_path / "out", "image_size": 96, "batch_size": 2,
-              "epochs": 1, "num_workers": 0, "profile": False, "precision": "fp32", "model": artifacts / "mini" / "checkpoint_best"}
-    command = [sys.executable, "-m", "papermill", str(ROOT / "notebooks" / "03_train.ipynb"), "x.ipynb", "--no-progress-bar"]
+    values = {
+        "preset": "mini",
+        "data_dir": artifacts.parent / "data" / "mini",
+        "output_dir": tmp_path / "out",
+        "image_size": 96,
+        "batch_size": 2,
+        "epochs": 1,
+        "num_workers": 0,
+        "profile": False,
+        "precision": "fp32",
+        "model": artifacts / "mini" / "checkpoint_best",
+    }
+    command = [
+        sys.executable,
+        "-m",
+        "papermill",
+        str(ROOT / "notebooks" / "03_train.ipynb"),
+        "x.ipynb",
+        "--no-progress-bar",
+    ]
     for name, value in values.items():
         command += ["-p", name, str(value)]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert (tmp_path / "x.ipynb").exists() and (tmp_path / "out" / "mini" / "checkpoint_best" / "model.safetensors").exists()
+    assert (tmp_path / "x.ipynb").exists() and (
+        tmp_path / "out" / "mini" / "checkpoint_best" / "model.safetensors"
+    ).exists()
 
 
 def test_live_curves_leave_one_figure(executed):
@@ -94,15 +141,34 @@ def test_live_curves_leave_one_figure(executed):
 
 
 def test_every_notebook_runs_a_second_time(executed):
-    """Fresh kernels on what the first time left, and without the two hosts: nothing is fetched, trained or listed twice."""
+    """Fresh kernels on what the first time left, and without the two hosts: nothing is fetched, trained or listed
+    twice.
+    """
     artifacts, _ = executed
     losses = (artifacts / "mini" / "losses.csv").read_bytes()
     values = {**json.loads((artifacts / "mini" / "config.json").read_text()), "resume": "auto", "profile": False}
-    names = ("data_dir", "output_dir", "max_train_images", "max_val_images", "image_size", "batch_size", "epochs", "num_workers", "precision",
-             "resume", "profile")
+    names = (
+        "data_dir",
+        "output_dir",
+        "max_train_images",
+        "max_val_images",
+        "image_size",
+        "batch_size",
+        "epochs",
+        "num_workers",
+        "precision",
+        "resume",
+        "profile",
+    )
     env = {**os.environ, "HF_HOME": str(artifacts.parent / "hf"), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run([sys.executable, "-m", "helpers.run", "--preset", "mini", *(f"{name}={values[name]}" for name in names)],
-                          env=env, cwd=artifacts, capture_output=True, text=True, timeout=540)
+    done = subprocess.run(
+        [sys.executable, "-m", "helpers.run", "--preset", "mini", *(f"{name}={values[name]}" for name in names)],
+        env=env,
+        cwd=artifacts,
+        capture_output=True,
+        text=True,
+        timeout=540,
+    )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert (artifacts / "mini" / "losses.csv").read_bytes() == losses
     assert pd.read_csv(artifacts / "metrics.csv")["checkpoint"].tolist() == ["start", "best"]

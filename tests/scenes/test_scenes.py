@@ -34,8 +34,10 @@ def test_same_seed_gives_same_bytes(tmp_path):
     """Trap: a hidden source of randomness makes runs with one seed differ, or a scene depend on how many there are."""
     for folder, n in (("a", 4), ("b", 4), ("longer", 6)):
         write_scenes(tmp_path / folder, STREET, n, 2, seed=5, size=128)
-    first, second, longer = ({p.relative_to(tmp_path / d): p.read_bytes() for p in sorted((tmp_path / d).rglob("*.*"))}
-                             for d in ("a", "b", "longer"))
+    first, second, longer = (
+        {p.relative_to(tmp_path / d): p.read_bytes() for p in sorted((tmp_path / d).rglob("*.*"))}
+        for d in ("a", "b", "longer")
+    )
     assert first == second and len(first) == 8
     assert all(longer[p] == data for p, data in first.items() if p.suffix == ".jpg")
     write_scenes(tmp_path / "c", STREET, 1, 1, seed=6, size=128)
@@ -62,11 +64,11 @@ def test_boxes_and_masks_are_what_stays_visible(monkeypatch):
         height, width = scene.image.shape[:2]
         seen = np.full((height + 800, width + 800), -1)  # a margin wide enough for what the border cuts
         for i, (solid, left, top, _) in enumerate(pasted):
-            seen[400 + top:400 + top + solid.shape[0], 400 + left:400 + left + solid.shape[1]][solid] = i
+            seen[400 + top : 400 + top + solid.shape[0], 400 + left : 400 + left + solid.shape[1]][solid] = i
         labelled = [i for i, p in enumerate(pasted) if p[3]]
         assert len(labelled) == len(scene.things)
         for i, thing in zip(labelled, scene.things):
-            ys, xs = np.nonzero(seen[400:400 + height, 400:400 + width] == i)
+            ys, xs = np.nonzero(seen[400 : 400 + height, 400 : 400 + width] == i)
             assert thing.bbox == [xs.min(), ys.min(), np.ptp(xs) + 1, np.ptp(ys) + 1]
             assert thing.mask.sum() == len(xs) and min(thing.bbox[2:]) >= 6
             assert len(xs) >= 0.25 * pasted[i][0].sum(), "a thing that can hardly be seen is labelled"
@@ -95,7 +97,7 @@ def test_statistics_of_the_scenes(coco):
     for split, data in coco.items():
         records = list(data.anns.values())
         counts = [len(data.getAnnIds(imgIds=i)) for i in data.imgs]
-        assert len(counts) == COUNTS[split] and 2 <= min(counts) and max(counts) <= 9
+        assert len(counts) == COUNTS[split] and min(counts) >= 2 and max(counts) <= 9
         small = np.mean([r["area"] < 32**2 for r in records])
         assert 0.33 < small < 0.5, small
         share = {c["name"]: len(data.getAnnIds(catIds=c["id"])) / len(records) for c in data.cats.values()}
@@ -117,19 +119,30 @@ def test_validation_holds_sprites_that_training_never_saw(coco):
             new += [thing.base in KINDS[thing.name].later] if KINDS[thing.name].later else []
         for thing in make_scene(STREET, "val2017", 8, index).things:
             assert thing.base in (KINDS[thing.name].unseen if thing.unseen else KINDS[thing.name].train)
-        for split in COUNTS:  # what the shipped checkpoint learnt from: neither what is new in training nor what is held back
+        for (
+            split
+        ) in COUNTS:  # what the shipped checkpoint learnt from: neither what is new in training nor what is held back
             for thing in make_scene(TOP10, split, 8, index, pretraining=True).things:
                 assert thing.base in KINDS[thing.name].first and not thing.unseen
-    assert 0.4 < np.mean(new) < 0.8, "about LATER_SHARE of training is new to the checkpoint, or fine-tuning has nothing to teach"
+    assert 0.4 < np.mean(new) < 0.8, (
+        "about LATER_SHARE of training is new to the checkpoint, or fine-tuning has nothing to teach"
+    )
 
 
 def test_ap_of_unseen_sprites_is_theirs_alone(root, coco):
     """Trap: a detector that knows only the drawings of training looks bad on both halves, or good on both."""
     file = root / "annotations" / "instances_val2017.json"
-    found = [{**{k: r[k] for k in ("image_id", "category_id", "bbox")}, "score": 0.9}
-             for r in coco["val2017"].anns.values() if not r["unseen_sprite"]]
+    found = [
+        {**{k: r[k] for k in ("image_id", "category_id", "bbox")}, "score": 0.9}
+        for r in coco["val2017"].anns.values()
+        if not r["unseen_sprite"]
+    ]
     table = ap_by_sprites(file, found)
-    assert table["mAP"].iloc[0] == 1 and table["mAP"].iloc[1] < 0.01 and table["objects"].sum() == len(coco["val2017"].anns)
+    assert (
+        table["mAP"].iloc[0] == 1
+        and table["mAP"].iloc[1] < 0.01
+        and table["objects"].sum() == len(coco["val2017"].anns)
+    )
 
 
 def test_every_class_has_sprites_on_both_sides():
@@ -153,8 +166,18 @@ def test_every_class_has_sprites_on_both_sides():
 
 def test_categories_and_ids_are_cocos(coco):
     """Trap: own numbering, with which a COCO checkpoint's classes no longer match; ids that collide over the splits."""
-    ids = {"person": 1, "car": 3, "traffic light": 10, "handbag": 31, "bottle": 44, "cup": 47, "bowl": 51, "chair": 62,
-           "dining table": 67, "book": 84}
+    ids = {
+        "person": 1,
+        "car": 3,
+        "traffic light": 10,
+        "handbag": 31,
+        "bottle": 44,
+        "cup": 47,
+        "bowl": 51,
+        "chair": 62,
+        "dining table": 67,
+        "book": 84,
+    }
     for data in coco.values():
         assert {c["name"]: c["id"] for c in data.dataset["categories"]} == ids
         assert data.dataset["licenses"][0]["name"] == "CC BY-SA 4.0"
@@ -197,8 +220,10 @@ def test_list_of_classes_is_checked(tmp_path):
 
 def test_scene_does_not_depend_on_the_machines_fonts():
     """Trap: text in a drawing comes out in whatever font is installed, so two machines make different pictures."""
-    text = '<svg viewBox="0 0 72 72" xmlns="http://www.w3.org/2000/svg"><rect width="9" height="9"/>' \
-           '<text x="20" y="60" font-size="40">STOP</text></svg>'
+    text = (
+        '<svg viewBox="0 0 72 72" xmlns="http://www.w3.org/2000/svg"><rect width="9" height="9"/>'
+        '<text x="20" y="60" font-size="40">STOP</text></svg>'
+    )
     assert rasterize(text).shape[1] < 40, "the text was drawn"
 
 

@@ -202,7 +202,7 @@ def _errors(cfg: Config) -> None:
         folder / "tide.json",
         {
             "delta_ap": {short: 0.01 * k for k, short in enumerate(SHORT.values())},
-            "counts": {short: 1 for short in SHORT.values()},
+            "counts": dict.fromkeys(SHORT.values(), 1),
         },
     )
     for k, name in enumerate(SHORT):

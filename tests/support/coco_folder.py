@@ -1,4 +1,5 @@
 """COCO folders for tests: built-in scenes, dressed up as COCO publishes its photos."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -22,8 +23,9 @@ def scenes_like_coco(root: Path, n_train: int, n_val: int) -> Path:
     for split in ("train2017", "val2017"):
         file = root / "annotations" / f"instances_{split}.json"
         coco = orjson.loads(file.read_bytes())
-        coco["categories"] = [{"id": key, "name": name, "supercategory": "thing"}
-                              for name, key in coco_category_ids().items()]
+        coco["categories"] = [
+            {"id": key, "name": name, "supercategory": "thing"} for name, key in coco_category_ids().items()
+        ]
         for image in coco["images"]:
             image["coco_url"] = f"http://images.cocodataset.org/{split}/{image['file_name']}"
         for record in coco["annotations"][::15]:
@@ -31,7 +33,9 @@ def scenes_like_coco(root: Path, n_train: int, n_val: int) -> Path:
             image = next(image for image in coco["images"] if image["id"] == record["image_id"])
             height, width = image["height"], image["width"]
             record["iscrowd"] = 1
-            record["segmentation"] = {"size": [height, width],
-                                      "counts": [x * height + y, h, (width - x) * height - y - h]}  # one column
+            record["segmentation"] = {
+                "size": [height, width],
+                "counts": [x * height + y, h, (width - x) * height - y - h],
+            }  # one column
         file.write_bytes(orjson.dumps(coco))
     return root

@@ -1,4 +1,5 @@
-"""A warm process that trains in forked children, and hurts them at a chosen moment: a start costs a second instead of ten.
+"""A warm process that trains in forked children, and hurts them at a chosen moment: a start costs a second instead of
+ten.
 
     with Forge() as forge:
         forge.train(cfg, ("step", 2))  # kill -9 before the second step
@@ -6,6 +7,7 @@
 
 The children compute with one thread; runs are compared with runs from here only.
 """
+
 from __future__ import annotations
 
 import json
@@ -25,18 +27,23 @@ from pathlib import Path
 class Ended:
     """How a child ended."""
 
-    status: int           # its exit status; -9: killed
-    message: str          # the run's notes, or the error
-    began: int | None     # the step that it went on from, 0 for a new run, None if it did not come to that
-    megabytes: float      # its largest resident memory
-    files: int | None     # open at the end
+    status: int  # its exit status; -9: killed
+    message: str  # the run's notes, or the error
+    began: int | None  # the step that it went on from, 0 for a new run, None if it did not come to that
+    megabytes: float  # its largest resident memory
+    files: int | None  # open at the end
     seconds: float
 
 
 class Forge:
-    def __enter__(self) -> "Forge":
-        self.process = subprocess.Popen([sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-                                        env={**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"})
+    def __enter__(self) -> Forge:
+        self.process = subprocess.Popen(
+            [sys.executable, __file__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
+        )
         return self
 
     def __exit__(self, *_) -> None:
@@ -44,16 +51,20 @@ class Forge:
         self.process.wait(30)
 
     def train(self, cfg, *faults: tuple[str, int], scores=None, after: float | None = None) -> Ended:
-        """Train in a child. ``faults``: (a moment of :func:`install`, its how-manieth time); ``after``: kill -9 after so many
+        """Train in a child. ``faults``: (a moment of :func:`install`, its how-manieth time); ``after``: kill -9 after
+        so many
         seconds; ``scores``: the mAP that each epoch is said to have."""
         values = {**cfg.as_json(), **{name: str(getattr(cfg, name)) for name in ("data_dir", "output_dir", "model")}}
         values = {name: value for name, value in values.items() if value not in (None, [])}
-        self.process.stdin.write(json.dumps({"config": values, "faults": faults, "scores": scores, "after": after}) + "\n")
+        self.process.stdin.write(
+            json.dumps({"config": values, "faults": faults, "scores": scores, "after": after}) + "\n"
+        )
         self.process.stdin.flush()
         return Ended(**json.loads(self.process.stdout.readline()))
 
 
 # ---- in the child ----
+
 
 def kill(*_, **__) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
@@ -84,7 +95,9 @@ def full(*_, **__) -> None:
 
 
 def hook(module, name: str, count: int, act, when=lambda *_, **__: True, after: bool = False) -> None:
-    """Call ``act`` before (``after``: after) the ``count``-th call of ``module.name`` for which ``when`` holds, with its arguments."""
+    """Call ``act`` before (``after``: after) the ``count``-th call of ``module.name`` for which ``when`` holds, with
+    its arguments.
+    """
     original, calls = getattr(module, name), []
 
     def hooked(*args, **kwargs):
@@ -119,7 +132,9 @@ def install(at: str, n: int) -> None:
 
     {
         "step": lambda: hook(training, "train_step", n, kill),
-        "inside a step": lambda: hook(training, "loss_parts", n, kill),  # the gradients are there, the weights are the old ones
+        "inside a step": lambda: hook(
+            training, "loss_parts", n, kill
+        ),  # the gradients are there, the weights are the old ones
         "validation": lambda: hook(training, "coco_metrics", n, kill),
         "log": lambda: hook(os, "replace", n, kill, to("losses.csv")),  # it is written under its temporary name
         "after the log": lambda: hook(checkpoints, "write_folder", n, kill, named("checkpoint_epoch")),
@@ -210,10 +225,24 @@ def main() -> None:
                 finally:
                     os._exit(status)
             _, status, usage = os.wait4(pid, 0)
-            said = json.loads(report.read_text()) if report.exists() else {"message": report.with_suffix(".out").read_text()[-2000:], "files": None}
+            said = (
+                json.loads(report.read_text())
+                if report.exists()
+                else {"message": report.with_suffix(".out").read_text()[-2000:], "files": None}
+            )
             began_at = report.with_suffix(".began")
-            print(json.dumps({"status": os.waitstatus_to_exitcode(status), "began": int(began_at.read_text()) if began_at.exists() else None, "megabytes": usage.ru_maxrss / 1024,
-                              "seconds": time.monotonic() - began, **said}), flush=True)
+            print(
+                json.dumps(
+                    {
+                        "status": os.waitstatus_to_exitcode(status),
+                        "began": int(began_at.read_text()) if began_at.exists() else None,
+                        "megabytes": usage.ru_maxrss / 1024,
+                        "seconds": time.monotonic() - began,
+                        **said,
+                    }
+                ),
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@
 ``reset`` (the connection is reset), ``garbage`` (a whole answer that is no photo). By hand:
 ``python tests/mirror.py COCO_FOLDER`` prints what to export.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -33,15 +34,21 @@ COMMIT = "c0c0" * 10  # the revision that every model is said to have
 class Mirror:
     """Serves while the ``with`` block runs. ``requests`` lists what was asked for (GET); ``photos`` counts photos."""
 
-    def __init__(self, coco: Path | None = None, models: Path | None = None, fault: tuple[str, int] | None = None,
-                 delay: float = 0.0, missing: tuple[str, ...] = ()):
+    def __init__(
+        self,
+        coco: Path | None = None,
+        models: Path | None = None,
+        fault: tuple[str, int] | None = None,
+        delay: float = 0.0,
+        missing: tuple[str, ...] = (),
+    ):
         self.coco, self.models, self.fault, self.delay, self.missing = coco, models, fault, delay, missing
         self.requests: list[str] = []
         self.photos = 0
         self.lock = threading.Lock()
         self._archive: bytes | None = None
 
-    def __enter__(self) -> "Mirror":
+    def __enter__(self) -> Mirror:
         handler = type("Handler", (_Handler,), {"mirror": self})
         self.server = _Server(("127.0.0.1", 0), handler)
         threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True).start()
@@ -55,8 +62,15 @@ class Mirror:
     def env(self) -> dict[str, str]:
         url = f"http://127.0.0.1:{self.server.server_port}"
         local = "127.0.0.1,localhost"
-        return {"http_proxy": url, "HTTP_PROXY": url, "no_proxy": local, "NO_PROXY": local,
-                "HF_ENDPOINT": url, "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_XET": "1"}
+        return {
+            "http_proxy": url,
+            "HTTP_PROXY": url,
+            "no_proxy": local,
+            "NO_PROXY": local,
+            "HF_ENDPOINT": url,
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "HF_HUB_DISABLE_XET": "1",
+        }
 
     def archive(self) -> bytes:
         """COCO's ``annotations_trainval2017.zip``, as far as FiftyOne reads it."""
@@ -127,7 +141,7 @@ class _Handler(BaseHTTPRequestHandler):
             return self._send(b"<html>please sign in</html>")
         if kind == "truncate":
             self._head(200, len(data))
-            self.wfile.write(data[:len(data) // 2])
+            self.wfile.write(data[: len(data) // 2])
             self.wfile.flush()
         else:  # reset: closing with a linger time of zero sends RST
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -149,8 +163,10 @@ class _Handler(BaseHTTPRequestHandler):
             files = sorted(path for path in root.rglob("*") if path.is_file())
             names = [path.relative_to(root).as_posix() for path in files]
             if "tree" in parts[4:5]:
-                entries = [{"type": "file", "path": name, "size": path.stat().st_size, "oid": COMMIT}
-                           for name, path in zip(names, files)]
+                entries = [
+                    {"type": "file", "path": name, "size": path.stat().st_size, "oid": COMMIT}
+                    for name, path in zip(names, files)
+                ]
                 return self._send(json.dumps(entries).encode())
             about = {"id": "/".join(parts[2:4]), "sha": COMMIT, "siblings": [{"rfilename": name} for name in names]}
             return self._send(json.dumps(about).encode())

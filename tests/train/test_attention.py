@@ -1,4 +1,7 @@
-"""Where a query looks: the two families attend in two ways, and a picture of the wrong place teaches the wrong thing."""
+"""Where a query looks: the two families attend in two ways, and a picture of the wrong place teaches the wrong
+thing.
+"""
+
 from __future__ import annotations
 
 import numpy as np
@@ -76,7 +79,9 @@ def test_positions_and_weights_are_the_decoder_s(detector, index):
     module, reference = kept["module"], kept["reference_points"][:, :, None]  # [1, Q, 1, 1, 4]
     with torch.inference_mode():
         offsets = module.sampling_offsets(kept["hidden_states"]).reshape(*kept["weights"].shape, 2)
-    expected = (reference[..., :2] + offsets * module.num_points_scale[:, None] * reference[..., 2:] * module.offset_scale)[0]
+    expected = (
+        reference[..., :2] + offsets * module.num_points_scale[:, None] * reference[..., 2:] * module.offset_scale
+    )[0]
     apart = (expected.flatten(1, 2) - torch.from_numpy(query.points[1])).abs().amax((1, 2))
     assert apart.min() < 1e-4 and query.grid is None
     weights = kept["weights"][0, apart.argmin()].flatten() / module.n_heads
@@ -85,7 +90,9 @@ def test_positions_and_weights_are_the_decoder_s(detector, index):
 
 def test_share_inside_the_box():
     points = np.array([[[0.1, 0.1], [0.4, 0.9], [0.9, 0.4]]] * 2)
-    query = QueryAttention(np.array([0, 0, 0.5, 1.0]), 1, 0.5, points, np.array([[0.5, 0.2, 0.3], [0.0, 0.0, 1.0]]), None)
+    query = QueryAttention(
+        np.array([0, 0, 0.5, 1.0]), 1, 0.5, points, np.array([[0.5, 0.2, 0.3], [0.0, 0.0, 1.0]]), None
+    )
     assert np.allclose(query.inside(), [0.7, 0.0])
     assert attention_table([query], CLASSES).iloc[0]["box, of the photo"] == 0.5
 

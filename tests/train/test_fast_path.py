@@ -1,4 +1,5 @@
 """The fast path against the untouched model: same outputs, same gradients, same saved folder."""
+
 import copy
 
 import pytest
@@ -20,11 +21,27 @@ def rtdetr(version: str):
     def make(folder):
         torch.manual_seed(0)
         config = getattr(transformers, f"{version}Config")(
-            backbone_config=transformers.TimmBackboneConfig(backbone="test_resnet", out_indices=[2, 3, 4], features_only=True),
-            id2label=dict(enumerate(SOURCE_CLASSES)), label2id={name: k for k, name in enumerate(SOURCE_CLASSES)},
-            encoder_in_channels=[64, 96, 128], feat_strides=[8, 16, 32], encoder_hidden_dim=32, encoder_layers=1, encoder_attention_heads=4,
-            encoder_ffn_dim=64, hidden_expansion=0.5, d_model=32, decoder_in_channels=[32] * 3, decoder_layers=3,
-            decoder_attention_heads=4, decoder_ffn_dim=64, num_queries=30, num_denoising=10, freeze_backbone_batch_norms=False)
+            backbone_config=transformers.TimmBackboneConfig(
+                backbone="test_resnet", out_indices=[2, 3, 4], features_only=True
+            ),
+            id2label=dict(enumerate(SOURCE_CLASSES)),
+            label2id={name: k for k, name in enumerate(SOURCE_CLASSES)},
+            encoder_in_channels=[64, 96, 128],
+            feat_strides=[8, 16, 32],
+            encoder_hidden_dim=32,
+            encoder_layers=1,
+            encoder_attention_heads=4,
+            encoder_ffn_dim=64,
+            hidden_expansion=0.5,
+            d_model=32,
+            decoder_in_channels=[32] * 3,
+            decoder_layers=3,
+            decoder_attention_heads=4,
+            decoder_ffn_dim=64,
+            num_queries=30,
+            num_denoising=10,
+            freeze_backbone_batch_norms=False,
+        )
         transformers.AutoModelForObjectDetection.from_config(config).save_pretrained(folder)
         transformers.RTDetrImageProcessor(size={"height": 128, "width": 128}).save_pretrained(folder)
         return folder
@@ -39,7 +56,9 @@ MODELS = {**FAMILIES, "rtdetr": rtdetr("RTDetr"), "rtdetr_v2": rtdetr("RTDetrV2"
 def plain(request, tmp_path_factory):
     """A model of each family, as ``load_detector`` gives it, with the norms' statistics of a trained one."""
     folder = MODELS[request.param](tmp_path_factory.mktemp(request.param))
-    model = load_detector(load_config("demo", model=str(folder), classes=CLASSES, image_size=128, freeze_stages=1), CLASSES).model
+    model = load_detector(
+        load_config("demo", model=str(folder), classes=CLASSES, image_size=128, freeze_stages=1), CLASSES
+    ).model
     torch.manual_seed(1)
     for module in model.modules():
         if isinstance(getattr(module, "dropout", None), float):
@@ -53,7 +72,10 @@ def plain(request, tmp_path_factory):
 def batch(n: int = 3, size: int = 128) -> dict:
     """The last photo shows nothing."""
     generator = torch.Generator().manual_seed(3)
-    labels = [{"class_labels": torch.arange(k) % 3, "boxes": torch.rand(k, 4, generator=generator) * 0.3 + 0.2} for k in range(n)[::-1]]
+    labels = [
+        {"class_labels": torch.arange(k) % 3, "boxes": torch.rand(k, 4, generator=generator) * 0.3 + 0.2}
+        for k in range(n)[::-1]
+    ]
     return {"pixel_values": torch.randn(n, 3, size, size, generator=generator), "labels": labels}
 
 
@@ -68,7 +90,9 @@ def trained_once(model) -> tuple:
 
 def assert_same_step(plain, fast) -> None:
     (output, gradients), (fast_output, fast_gradients) = trained_once(plain), trained_once(fast)
-    assert torch.allclose(output.logits, fast_output.logits, atol=1e-4) and torch.isclose(output.loss, fast_output.loss, rtol=1e-4)
+    assert torch.allclose(output.logits, fast_output.logits, atol=1e-4) and torch.isclose(
+        output.loss, fast_output.loss, rtol=1e-4
+    )
     assert output.loss_dict.keys() == fast_output.loss_dict.keys()
     for name, value in output.loss_dict.items():
         assert torch.isclose(value, fast_output.loss_dict[name], rtol=1e-3, atol=1e-5), name
@@ -79,7 +103,9 @@ def assert_same_step(plain, fast) -> None:
 
 
 def test_fast_path_changes_nothing_but_the_time(plain, tmp_path):
-    """Output, loss parts and gradients of a training step, for each family; also of a deep copy, as averaged weights are one."""
+    """Output, loss parts and gradients of a training step, for each family; also of a deep copy, as averaged weights
+    are one.
+    """
     model, fast = copy.deepcopy(plain), copy.deepcopy(plain)
     take_fast_path(fast)
     fast = copy.deepcopy(fast)
@@ -94,9 +120,13 @@ def test_fast_path_changes_nothing_but_the_time(plain, tmp_path):
 
 
 def test_only_chosen_tokens_have_boxes(tmp_path):
-    """Were every token's box still computed, nothing would be gained; were a wrong one left out, its query would start at a bare anchor."""
+    """Were every token's box still computed, nothing would be gained; were a wrong one left out, its query would
+    start at a bare anchor.
+    """
     torch.manual_seed(0)
-    model = transformers.AutoModelForObjectDetection.from_pretrained(dfine(tmp_path, backbone="test_efficientnet", channels=(32, 48, 64)))
+    model = transformers.AutoModelForObjectDetection.from_pretrained(
+        dfine(tmp_path, backbone="test_efficientnet", channels=(32, 48, 64))
+    )
     torch.nn.init.normal_(model.model.enc_bbox_head.layers[-1].weight)  # new ones are zero
     rows, pixels = [], batch()["pixel_values"]
     model.model.enc_bbox_head.layers[0].register_forward_hook(lambda _, inputs, __: rows.append(inputs[0].shape[1]))

@@ -1,4 +1,5 @@
 """What goes wrong while a training runs: one sentence, nothing lost, and the way on."""
+
 from __future__ import annotations
 
 import errno
@@ -52,11 +53,14 @@ def raise_(error: Exception):
 
 @pytest.mark.parametrize("what", ["loss", "gradient"])
 def test_number_that_is_not_finite_stops_with_the_photos(base, monkeypatch, what):
-    """Training on would destroy the weights in one step; a gradient can be NaN under a finite loss. Stop before it, name the photos,
+    """Training on would destroy the weights in one step; a gradient can be NaN under a finite loss. Stop before it,
+    name the photos,
     keep the batch for a replay, leave the checkpoint."""
     cfg = base.with_(run_name=f"nan_{what}")
     batches = []
-    at_call(monkeypatch, training, "train_loader", 2, lambda loader: [batches.append(batch) or batch for batch in loader])
+    at_call(
+        monkeypatch, training, "train_loader", 2, lambda loader: [batches.append(batch) or batch for batch in loader]
+    )
     if what == "loss":  # of the fifth step
         real, calls = training.load_detector, []
 
@@ -79,10 +83,14 @@ def test_number_that_is_not_finite_stops_with_the_photos(base, monkeypatch, what
     with pytest.raises(UserError, match=f"The {what} is not a finite number at step 5") as caught:
         train(cfg)
     replay = faults.load_batch(cfg.run_dir / "failed_batch")
-    assert replay["image_ids"] == batches[1]["image_ids"] and ", ".join(map(str, replay["image_ids"])) in str(caught.value)
+    assert replay["image_ids"] == batches[1]["image_ids"] and ", ".join(map(str, replay["image_ids"])) in str(
+        caught.value
+    )
     for name in ("pixel_values", "pixel_mask", "orig_sizes"):
         assert torch.equal(replay[name], batches[1][name])
-    assert all(torch.equal(a[name], b[name]) for a, b in zip(replay["labels"], batches[1]["labels"], strict=True) for name in b)
+    assert all(
+        torch.equal(a[name], b[name]) for a, b in zip(replay["labels"], batches[1]["labels"], strict=True) for name in b
+    )
     assert {path.suffix for path in (cfg.run_dir / "failed_batch").iterdir()} == {".json", ".safetensors"}, "no pickle"
     assert all(checkpoints.damage(path) is None for path in cfg.run_dir.glob("checkpoint_*"))
     saved = load_file(cfg.run_dir / "checkpoint_last" / "model.safetensors")
@@ -93,23 +101,43 @@ def test_number_that_is_not_finite_stops_with_the_photos(base, monkeypatch, what
 
 def test_batch_with_nan_boxes_can_be_kept(tmp_path):
     """NaN is no JSON: the batch that causes the fault would be the one that cannot be saved."""
-    batch = {"pixel_values": torch.zeros(2, 3, 4, 5, dtype=torch.uint8), "image_ids": [3, 9], "unreadable": [7],
-             "labels": [{"class_labels": torch.tensor([1]), "boxes": torch.full((1, 4), math.nan)},
-                        {"class_labels": torch.zeros(0, dtype=torch.int64), "boxes": torch.zeros(0, 4)}]}
+    batch = {
+        "pixel_values": torch.zeros(2, 3, 4, 5, dtype=torch.uint8),
+        "image_ids": [3, 9],
+        "unreadable": [7],
+        "labels": [
+            {"class_labels": torch.tensor([1]), "boxes": torch.full((1, 4), math.nan)},
+            {"class_labels": torch.zeros(0, dtype=torch.int64), "boxes": torch.zeros(0, 4)},
+        ],
+    }
     back = faults.load_batch(faults.save_batch(tmp_path / "b", batch, 3))
-    assert back["labels"][0]["boxes"].isnan().all() and back["labels"][1]["boxes"].shape == (0, 4) and back["unreadable"] == [7]
+    assert (
+        back["labels"][0]["boxes"].isnan().all()
+        and back["labels"][1]["boxes"].shape == (0, 4)
+        and back["unreadable"] == [7]
+    )
 
 
-OUT_OF_MEMORY = [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
-                 RuntimeError("[enforce fail at alloc_cpu.cpp:121] err == 0. DefaultCPUAllocator: can't allocate memory: you tried"),
-                 MemoryError()]
+OUT_OF_MEMORY = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:121] err == 0. DefaultCPUAllocator: can't allocate memory: you tried"),
+    MemoryError(),
+]
 
 
-@pytest.mark.parametrize("owner, name, error", [
-    (training, "loss_parts", OUT_OF_MEMORY[0]), (training.Accelerator, "backward", OUT_OF_MEMORY[0]),
-    (torch.optim.AdamW, "step", OUT_OF_MEMORY[0]), (training, "predict", OUT_OF_MEMORY[0]), (training, "load_detector", OUT_OF_MEMORY[0]),
-    (training.Accelerator, "backward", OUT_OF_MEMORY[1]), (training, "predict", OUT_OF_MEMORY[2]),
-], ids=["forward", "backward", "optimizer", "validation", "loading", "CPU", "Python"])
+@pytest.mark.parametrize(
+    "owner, name, error",
+    [
+        (training, "loss_parts", OUT_OF_MEMORY[0]),
+        (training.Accelerator, "backward", OUT_OF_MEMORY[0]),
+        (torch.optim.AdamW, "step", OUT_OF_MEMORY[0]),
+        (training, "predict", OUT_OF_MEMORY[0]),
+        (training, "load_detector", OUT_OF_MEMORY[0]),
+        (training.Accelerator, "backward", OUT_OF_MEMORY[1]),
+        (training, "predict", OUT_OF_MEMORY[2]),
+    ],
+    ids=["forward", "backward", "optimizer", "validation", "loading", "CPU", "Python"],
+)
 def test_out_of_memory_says_what_to_lower(base, monkeypatch, owner, name, error):
     """It comes in the backward pass as well as in the forward pass, and in a traceback of forty frames."""
     at_call(monkeypatch, owner, name, 1, raise_(error))
@@ -119,7 +147,9 @@ def test_out_of_memory_says_what_to_lower(base, monkeypatch, owner, name, error)
 
 
 def test_failed_step_lets_go_of_what_it_held(base):
-    """A notebook keeps the last error: with it the GPU's memory stayed taken, and a dead worker was reported again and again."""
+    """A notebook keeps the last error: with it the GPU's memory stayed taken, and a dead worker was reported again
+    and again.
+    """
     held = []
 
     def step():
@@ -154,7 +184,11 @@ def test_full_disk_is_one_sentence(base, tmp_path):
         raise error
 
     words = "no room to write in .*make room. Go on with resume=auto"
-    for fill in (no_room, lambda: fail(OSError(errno.EDQUOT, "Disk quota exceeded")), lambda: fail(OSError(errno.ENOSPC, "No space left"))):
+    for fill in (
+        no_room,
+        lambda: fail(OSError(errno.EDQUOT, "Disk quota exceeded")),
+        lambda: fail(OSError(errno.ENOSPC, "No space left")),
+    ):
         with pytest.raises(UserError, match=words), faults.explained(base):
             fill()
     assert not (tmp_path / "x.safetensors").exists()
@@ -162,13 +196,19 @@ def test_full_disk_is_one_sentence(base, tmp_path):
         (tmp_path / "nothing" / "x").write_text("")
 
 
-@pytest.mark.parametrize("write", [
-    lambda path: save_detections(path, [{"image_id": k, "category_id": 1, "bbox": [0.5] * 4, "score": 0.5} for k in range(500)]),
-    lambda path: write_json(path, list(range(5000))),
-    lambda path: write_atomic(path, "<p>a report</p>" * 1000),
-    lambda path: save_figure(Figure(), path),
-    lambda path: [record_metrics(path, f"run{k}", "best", dict.fromkeys(STATS, 0.123456789)) for k in range(50)],
-], ids=["detections", "JSON", "HTML", "figure", "metrics.csv"])
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda path: save_detections(
+            path, [{"image_id": k, "category_id": 1, "bbox": [0.5] * 4, "score": 0.5} for k in range(500)]
+        ),
+        lambda path: write_json(path, list(range(5000))),
+        lambda path: write_atomic(path, "<p>a report</p>" * 1000),
+        lambda path: save_figure(Figure(), path),
+        lambda path: [record_metrics(path, f"run{k}", "best", dict.fromkeys(STATS, 0.123456789)) for k in range(50)],
+    ],
+    ids=["detections", "JSON", "HTML", "figure", "metrics.csv"],
+)
 def test_full_disk_leaves_the_file_before(tmp_path, write):
     """Half a report, table or list of detections under its final name would be read, or graded, as a whole one."""
     path, limits = tmp_path / "file", resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -184,7 +224,8 @@ def test_full_disk_leaves_the_file_before(tmp_path, write):
 
 
 def test_photo_that_breaks_during_training_is_left_out_and_said(base, tmp_path, monkeypatch):
-    """The disk fails after the checks: training goes on without the photo, even where it is a whole batch and the last one; a run that
+    """The disk fails after the checks: training goes on without the photo, even where it is a whole batch and the last
+    one; a run that
     was stopped behind it goes on at the right photo, with no line of the log missing."""
     cfg = base.with_(run_name="unreadable", epochs=1, batch_size=1, data_dir=tmp_path / "data")
     shutil.copytree(base.data_dir, cfg.data_dir)
@@ -226,7 +267,9 @@ def test_folder_that_is_no_run_is_left_alone(base):
 
 
 def test_nothing_is_begun_anew_over_damaged_checkpoints(base):
-    """resume=auto without one whole checkpoint: it would delete what a person may still repair, checkpoint_best included."""
+    """resume=auto without one whole checkpoint: it would delete what a person may still repair, checkpoint_best
+    included.
+    """
     cfg = base.with_(run_name="all_damaged", epochs=1)
     train(cfg)
     for name in ("checkpoint_epoch_1", "checkpoint_last"):
@@ -244,7 +287,11 @@ def test_going_on_from_another_runs_folder(base):
     one = base.with_(run_name="one", epochs=1)
     run = train(one)
     other = train(base.with_(run_name="other", resume=str(one.run_dir / "checkpoint_last")))
-    assert other.losses[:3] == run.losses and other.step == 6 and checkpoints.damage(one.run_dir / "checkpoint_last") is None
+    assert (
+        other.losses[:3] == run.losses
+        and other.step == 6
+        and checkpoints.damage(one.run_dir / "checkpoint_last") is None
+    )
 
 
 def test_checkpoints_of_a_training_that_was_left_go(tmp_path):
@@ -270,7 +317,9 @@ def test_random_states_come_back(base, tmp_path):
 
 
 def test_loader_starts_where_it_is_told(base):
-    """The sampler's position: batches 2.. of an epoch are the same batches whether or not the others were read before."""
+    """The sampler's position: batches 2.. of an epoch are the same batches whether or not the others were read
+    before.
+    """
     run = build(base)
     whole, rest = ([batch["image_ids"] for batch in train_loader(run, 1, start)] for start in (0, 2))
     assert whole[2:] == rest and len(whole) == 3

@@ -1,4 +1,7 @@
-"""kill -9 and stop requests at chosen moments, then the same command with resume=auto: nothing is lost, and the end is the same."""
+"""kill -9 and stop requests at chosen moments, then the same command with resume=auto: nothing is lost, and the end
+is the same.
+"""
+
 from __future__ import annotations
 
 import random
@@ -61,7 +64,9 @@ def scalars(cfg) -> dict[str, dict[int, float]]:
 
 
 def assert_same_run(one, other) -> None:
-    """Logs, learning rates, weights (last and best) and curves of two runs, bit for bit; and nothing left lying about."""
+    """Logs, learning rates, weights (last and best) and curves of two runs, bit for bit; and nothing left lying
+    about.
+    """
     assert (one.run_dir / "losses.csv").read_text() == (other.run_dir / "losses.csv").read_text()
     pd.testing.assert_frame_equal(epochs_of(one), epochs_of(other), check_exact=True)
     for checkpoint in ("last", "best"):
@@ -70,7 +75,8 @@ def assert_same_run(one, other) -> None:
     a, b = scalars(one), scalars(other)
     assert list(a["train/loss"]) == list(range(1, 10)) and list(a["epoch/mAP"]) == [3, 6, 9]
     assert {tag: steps for tag, steps in a.items() if "second" not in tag and "per_s" not in tag} == {
-        tag: steps for tag, steps in b.items() if "second" not in tag and "per_s" not in tag}
+        tag: steps for tag, steps in b.items() if "second" not in tag and "per_s" not in tag
+    }
     assert {path.name for path in one.run_dir.iterdir()} == {path.name for path in other.run_dir.iterdir()}
     for cfg in (one, other):
         assert all(checkpoints.damage(folder) is None for folder in cfg.run_dir.glob("checkpoint_*"))
@@ -78,23 +84,42 @@ def assert_same_run(one, other) -> None:
 
 RANDOM = random.Random(7)
 CHAINS = {  # (moment, its how-manieth time, the step that the process must have gone on from)
-    "dfine": [("step", RANDOM.randint(1, 3), 0), ("half a file", 1, 0), ("before last", 1, 0), ("inside a step", RANDOM.randint(1, 3), 3),
-              ("validation", 1, 3), ("log", 1, 3), ("before the state", 1, 3), ("between the renames of last", 1, 3),
-              ("between the renames of best", 1, 6), ("inside best", 1, 6), ("half removed", 1, 6)],
-    "detr": [("before the checksums", 1, 0), ("before best", 1, 0), ("after the log", 1, 3), ("before the rename", 1, 3),
-             ("before best", 2, 3), ("step", RANDOM.randint(1, 3), 6)],
+    "dfine": [
+        ("step", RANDOM.randint(1, 3), 0),
+        ("half a file", 1, 0),
+        ("before last", 1, 0),
+        ("inside a step", RANDOM.randint(1, 3), 3),
+        ("validation", 1, 3),
+        ("log", 1, 3),
+        ("before the state", 1, 3),
+        ("between the renames of last", 1, 3),
+        ("between the renames of best", 1, 6),
+        ("inside best", 1, 6),
+        ("half removed", 1, 6),
+    ],
+    "detr": [
+        ("before the checksums", 1, 0),
+        ("before best", 1, 0),
+        ("after the log", 1, 3),
+        ("before the rename", 1, 3),
+        ("before best", 2, 3),
+        ("step", RANDOM.randint(1, 3), 6),
+    ],
 }
 
 
 @pytest.mark.parametrize("family", CHAINS)
 def test_killed_again_and_again(family, base, whole, forge):
-    """At random steps, in the middle of a file, between two renames: whatever had its name is whole, and nothing is done twice that
+    """At random steps, in the middle of a file, between two renames: whatever had its name is whole, and nothing is
+    done twice that
     was saved once. Between the renames of checkpoint_last and checkpoint_best neither has its name."""
     cfg = base[family].with_(run_name=f"{family}_killed")
     for moment, count, step in CHAINS[family]:
         ended = forge.train(cfg, (moment, count), scores=SCORES)
         assert (ended.status, ended.began) == (-9, step), (moment, ended)
-        assert moment == "half removed" or all(checkpoints.damage(path) is None for path in cfg.run_dir.glob("checkpoint_*")), moment
+        assert moment == "half removed" or all(
+            checkpoints.damage(path) is None for path in cfg.run_dir.glob("checkpoint_*")
+        ), moment
         cfg = cfg.with_(resume="auto")
     ended = forge.train(cfg, scores=SCORES)
     assert ended.status == 0 and ended.began in (6, 9), ended
@@ -116,7 +141,9 @@ def test_killed_while_the_only_checkpoint_is_replaced(base, whole, forge):
 
 
 def test_asked_to_stop(base, whole, forge):
-    """SIGTERM of a VM that is taken away, to the workers too: in the middle of an epoch, and in a validation of many minutes."""
+    """SIGTERM of a VM that is taken away, to the workers too: in the middle of an epoch, and in a validation of many
+    minutes.
+    """
     cfg = base["detr"].with_(run_name="stopped", num_workers=1)
     ended = forge.train(cfg, ("stop", 2), scores=SCORES)
     assert ended.status == 1 and "resume=auto" in ended.message and "after step 2 of 9" in ended.message
@@ -130,20 +157,31 @@ def test_asked_to_stop(base, whole, forge):
 
 def test_killed_under_bf16(base, forge):
     """Mixed precision: the same figures, within 1e-6."""
-    one, other = (base["detr"].with_(run_name=name, precision="bf16", epochs=2) for name in ("bf16_whole", "bf16_killed"))
+    one, other = (
+        base["detr"].with_(run_name=name, precision="bf16", epochs=2) for name in ("bf16_whole", "bf16_killed")
+    )
     assert forge.train(one).status == 0 and forge.train(other, ("step", 5)).status == -9
     assert forge.train(other.with_(resume="auto")).began == 3
     for table in ("losses.csv", "epochs.csv"):
-        a, b = (pd.read_csv(cfg.run_dir / table).drop(columns=["seconds", "photos_per_s"], errors="ignore") for cfg in (one, other))
+        a, b = (
+            pd.read_csv(cfg.run_dir / table).drop(columns=["seconds", "photos_per_s"], errors="ignore")
+            for cfg in (one, other)
+        )
         assert np.abs(a - b).to_numpy().max() <= 1e-6
 
 
 def test_full_disk(base, whole, forge):
-    """Nothing half-written gets its final name, the checkpoints before stay, one sentence says it, and training goes on afterwards."""
+    """Nothing half-written gets its final name, the checkpoints before stay, one sentence says it, and training goes
+    on afterwards.
+    """
     cfg = base["detr"].with_(run_name="full")
     ended = forge.train(cfg, ("disk full", 4), scores=SCORES)  # the second epoch's checkpoint
     assert ended.status == 1 and "no room" in ended.message and "resume=auto" in ended.message, ended
-    assert {path.name for path in cfg.run_dir.glob("*checkpoint*")} == {"checkpoint_epoch_1", "checkpoint_last", "checkpoint_best"}
+    assert {path.name for path in cfg.run_dir.glob("*checkpoint*")} == {
+        "checkpoint_epoch_1",
+        "checkpoint_last",
+        "checkpoint_best",
+    }
     assert all(checkpoints.damage(path) is None for path in cfg.run_dir.glob("checkpoint_*"))
     ended = forge.train(cfg.with_(resume="auto"), scores=SCORES)
     assert (ended.status, ended.began) == (0, 3), ended
@@ -152,7 +190,9 @@ def test_full_disk(base, whole, forge):
 
 @pytest.mark.parametrize("moment", ["worker", "worker of the validation"])
 def test_data_loader_worker_that_dies_is_named(base, forge, moment):
-    """The system kills it when memory is short; PyTorch says so in chained tracebacks, from inside whatever is running."""
+    """The system kills it when memory is short; PyTorch says so in chained tracebacks, from inside whatever is
+    running.
+    """
     cfg = base["detr"].with_(run_name=moment.replace(" ", "_"), num_workers=2, batch_size=1, epochs=1)
     ended = forge.train(cfg, (moment, 1))
     assert ended.status == 1 and ended.message.count("\n") == 0, ended

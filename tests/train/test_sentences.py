@@ -1,4 +1,5 @@
 """What notebook 03 says about its loss curves, and the figure that follows the training."""
+
 from __future__ import annotations
 
 from types import SimpleNamespace
@@ -58,15 +59,21 @@ def test_a_run_with_nothing_left_to_train_shows_its_curves(shown):
 
 
 def table(loss: np.ndarray) -> pd.DataFrame:
-    return pd.DataFrame({"step": np.arange(1, len(loss) + 1), "loss": loss, "loss_bbox": loss * 0.25, "loss_giou": loss * 0.75})
+    return pd.DataFrame(
+        {"step": np.arange(1, len(loss) + 1), "loss": loss, "loss_bbox": loss * 0.25, "loss_giou": loss * 0.75}
+    )
 
 
-@pytest.mark.parametrize("loss, words", [
-    (np.r_[np.linspace(9, 1, 20), np.full(80, 1.0)], "from there the curve is flat"),
-    (np.linspace(9, 1, 100), "still falling near the end"),
-    (np.linspace(1, 9, 100), "does not fall"),
-    (np.array([9.0, 8.0, 8.5]), "3 steps are too few"),
-], ids=["flattens", "falls", "rises", "few"])
+@pytest.mark.parametrize(
+    "loss, words",
+    [
+        (np.r_[np.linspace(9, 1, 20), np.full(80, 1.0)], "from there the curve is flat"),
+        (np.linspace(9, 1, 100), "still falling near the end"),
+        (np.linspace(1, 9, 100), "does not fall"),
+        (np.array([9.0, 8.0, 8.5]), "3 steps are too few"),
+    ],
+    ids=["flattens", "falls", "rises", "few"],
+)
 def test_where_the_curve_flattens_is_read_from_it(loss, words):
     said = sentences.observations(table(loss), pd.DataFrame())
     assert sum(words in sentence for sentence in said) == 1
@@ -74,6 +81,14 @@ def test_where_the_curve_flattens_is_read_from_it(loss, words):
 
 
 def test_gap_and_best_epoch_are_computed():
-    epochs = pd.DataFrame({"epoch": [1, 2], "train_loss_bbox": [0.5, 0.2], "val_loss_bbox": [0.5, 0.3], "mAP": [0.4, 0.3], "mAP50": [0.6, 0.5]})
+    epochs = pd.DataFrame(
+        {
+            "epoch": [1, 2],
+            "train_loss_bbox": [0.5, 0.2],
+            "val_loss_bbox": [0.5, 0.3],
+            "mAP": [0.4, 0.3],
+            "mAP50": [0.6, 0.5],
+        }
+    )
     text = " ".join(sentences.observations(table(np.linspace(2, 1, 50)), epochs))
     assert "+50%" in text and "fits the training photos better" in text and "best after epoch 1 of 2: 0.400" in text

@@ -63,15 +63,11 @@ class CocoDetection(torch.utils.data.Dataset):
     photo with more than ``most_objects`` the largest are taken.
     """
 
-    def __init__(self, index: CocoIndex, resize, augment=None, seed: int = 0, most_objects: int | None = None):
-        self.index, self.resize, self.augment, self.seed, self.epoch, self.most_objects = (
-            index,
-            resize,
-            augment,
-            seed,
-            0,
-            most_objects,
-        )
+    def __init__(
+        self, index: CocoIndex, resize, augment=None, seed: int = 0, most_objects: int | None = None, epoch: int = 0
+    ):
+        self.index, self.resize, self.augment, self.most_objects = index, resize, augment, most_objects
+        self.seed, self.epoch = seed, epoch  # of the augmentation
         _ = (
             index.boxes_xyxy
         )  # computed here and not in each data-loader worker, which would then have a copy of its own

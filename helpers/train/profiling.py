@@ -14,9 +14,10 @@ from torch.profiler import ProfilerActivity, profile, schedule
 
 from helpers.config import Config
 from helpers.devices import named_range
+from helpers.engine import train_loader, train_step
 from helpers.files import save_figure, write_atomic, write_json
 from helpers.train.figures import step_breakdown
-from helpers.train.training import build, train_loader, train_step
+from helpers.train.training import build
 
 ACTIVE = 3  # steps recorded; more make traces of gigabytes
 RANGES = ("data", "forward", "loss and matcher", "backward", "optimizer")
@@ -62,7 +63,7 @@ def profile_steps(cfg: Config) -> Profile:
     batches = (batch for epoch in count() for batch in train_loader(run, epoch) if batch["pixel_values"] is not None)
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])
     photos, seconds = 0, 0.0
-    with profile(activities=activities, schedule=schedule(wait=1, warmup=1, active=ACTIVE)) as profiler:
+    with explained(cfg), profile(activities=activities, schedule=schedule(wait=1, warmup=1, active=ACTIVE)) as profiler:
         for step in range(2 + ACTIVE):
             began = time.perf_counter()
             with named_range("data"):

@@ -16,6 +16,7 @@ from helpers.config import Config
 from helpers.devices import named_range
 from helpers.engine import train_loader, train_step
 from helpers.files import save_figure, write_atomic, write_json
+from helpers.train.faults import explained
 from helpers.train.figures import step_breakdown
 from helpers.train.training import build
 

@@ -19,17 +19,10 @@ from pydantic import Field
 from helpers.files import ROOT, UserError, portable
 
 PRESETS = ROOT / "notebooks" / "presets"
+# What all runs share in output_dir: no run may have such a name.
 SHARED = (
-    "data_sanity",
-    "runs",
-    "profiler",
-    "metrics.csv",
-    "visualizations",
-    "error_analysis",
-    "notebooks",
-    "report",
-    "grading.json",
-)  # in output_dir
+    "data_sanity runs profiler metrics.csv visualizations error_analysis synthetic_data notebooks report grading.json"
+)
 
 
 class Config(pydantic.BaseModel):
@@ -99,7 +92,7 @@ class Config(pydantic.BaseModel):
     @pydantic.field_validator("run_name")
     @classmethod
     def _not_taken(cls, value):
-        if value.lower() in SHARED:  # a run's folder is emptied before it begins
+        if value.lower() in SHARED.split():  # a run's folder is emptied before it begins
             raise ValueError("this name is taken by a folder or file that all runs share")
         return value
 
@@ -184,18 +177,40 @@ def load_config(preset: str = "demo", **overrides) -> Config:
 
 
 def notebook_config(namespace: dict) -> Config:
-    """The config of a notebook: reads the parameters out of ``globals()``.
+    """The config of a notebook, from the sources of its parameter cells (``In`` of ``globals()``) and nothing else.
 
-    papermill only warns about a parameter that it does not know, and a misspelt one would then be ignored. So every
-    name that is assigned in a cell starting with ``# Parameters`` (the notebook's own, and the one that papermill
-    injects) must be a parameter.
+    Such a cell begins with ``# Parameters``; the last run of each counts, papermill's after the notebook's own. What
+    later cells call ``seed`` or ``classes`` is none of it, so the config cell may run again. Raises UserError for an
+    unknown name (papermill only warns, and a misspelt one would be ignored) and for a line that gives no plain value.
     """
-    for source in namespace.get("In", []):
-        if source.lstrip().startswith("# Parameters"):
-            for node in ast.parse(source).body:
-                for target in getattr(node, "targets", []):
-                    _known(ast.unparse(target))
-    return load_config(**{name: namespace[name] for name in Config.model_fields if namespace.get(name) is not None})
+    cells: dict[str, str] = {}
+    for source in map(str.strip, namespace.get("In", [])):
+        if source.startswith("# Parameters"):
+            heading = source.splitlines()[0]
+            cells.pop(heading, None)  # an edited cell that runs again replaces itself
+            cells[heading] = source
+    if not cells:
+        raise UserError("The parameters cell has not run: run it first, then this one.")
+    values: dict = {}
+    for heading in sorted(cells, key=lambda heading: heading == "# Parameters"):  # papermill's heading
+        values |= _assigned(cells[heading])
+    return load_config(**{name: value for name, value in values.items() if value is not None})
+
+
+def _assigned(source: str) -> dict:
+    """The values of a parameters cell; it is read, never run."""
+    values = {}
+    try:
+        for statement in ast.parse(source).body:
+            text = ast.unparse(statement)
+            (target,) = (statement.target,) if isinstance(statement, ast.AnnAssign) else statement.targets
+            _known(ast.unparse(target))
+            values[target.id] = ast.literal_eval(statement.value)
+    except SyntaxError as error:
+        raise UserError(f"The parameters cell is not valid Python in its line {error.lineno}.") from None
+    except (AttributeError, ValueError, TypeError):
+        raise UserError(f"A parameters cell holds lines NAME = VALUE with plain values, not {text!r}.") from None
+    return values
 
 
 def _known(name: str) -> None:

@@ -171,21 +171,71 @@ def test_describe_marks_what_was_changed():
     assert table.index[table[""] == "changed"].tolist() == ["epochs"]
 
 
-def test_notebook_config_reads_globals():
-    namespace = {
-        **dict.fromkeys(Config.model_fields),
-        "preset": "mini",
-        "epochs": 2,
-        "unrelated": 5,
-        "In": ["", "# Parameters\nepochs = 2"],
+OWN = '# Parameters: None means the preset\'s value\npreset = "mini"\nepochs = None  # times\nlr = None'
+
+
+@pytest.mark.parametrize(
+    "cells,expected",
+    [
+        ([OWN], {}),
+        ([OWN.replace("epochs = None", "epochs = 2")], {"epochs": 2}),
+        ([OWN, "# Parameters\nepochs = 2"], {"epochs": 2}),
+        ([OWN, '# Parameters\nbatch_size = 3\nclasses = ["cat"]'], {"batch_size": 3, "classes": ["cat"]}),
+        ([OWN, OWN.replace("lr = None", "lr = 1e-3")], {"lr": 1e-3}),
+        ([OWN + "\nseed = 3", OWN], {}),  # the line was taken out again
+        ([OWN, "# Parameters\nepochs = 2", OWN.replace("lr = None", "lr = 1e-3")], {"epochs": 2, "lr": 1e-3}),
+        ([OWN, "# Parameters\nepochs = 2", OWN.replace("epochs = None", "epochs = 9")], {"epochs": 2}),
+        ([OWN, "# Parameters\nepochs = 2", "# Parameters\nepochs = 4"], {"epochs": 4}),
+        ([OWN, "# Parameters of mine\nepochs = 5"], {"epochs": 5}),
+        ([OWN + "\nlr: float = 1e-3"], {"lr": 1e-3}),
+        ([OWN + "\nseed = (", OWN], {}),
+        ([OWN, "seed = 3\n# Parameters"], {}),
+    ],
+)
+def test_notebook_config_takes_the_last_run_of_each_parameters_cell(cells, expected):
+    """As *Run All Cells* would: the notebook's own first, then the one that papermill injects."""
+    assert notebook_config({"In": ["", "import os", *cells, "cfg = ..."]}) == load_config("mini", **expected)
+
+
+def test_notebook_config_reads_nothing_else():
+    """Trap 21: later cells call a loop variable seed, the data set's classes classes, and the profile profile; when the
+    config cell ran again, these became the run's parameters.
+    """
+    later = {
+        "seed": 3,
+        "classes": ("cat",),
+        "profile": object(),
+        "epochs": [1, 2],
+        "checkpoint": "last",
+        "preset": "demo",
     }
-    assert notebook_config(namespace) == load_config("mini", epochs=2)
+    assert notebook_config({**later, "In": ["", OWN, "# Parameters\nepochs = 2"]}) == load_config("mini", epochs=2)
 
 
-def test_notebook_config_refuses_an_injected_misspelling():
-    """papermill injects a parameter that the notebook does not know, and only warns."""
-    with pytest.raises(UserError, match="'epochs'"):
-        notebook_config({"preset": "demo", "In": ["", '# Parameters\npreset = "demo"\nepohcs = 2\n']})
+@pytest.mark.parametrize(
+    "cell,words",
+    [
+        ("epohcs = 2", "did you mean 'epochs'"),  # papermill injects what the notebook does not know, and only warns
+        ("epochs = 2 * 3", "'epochs = 2 * 3'"),
+        ("epochs = lr = 3", "'epochs = lr = 3'"),
+        ("epochs += 3", "'epochs += 3'"),
+        ("import os", "'import os'"),
+        ("if True:\n    epochs = 3", "NAME = VALUE"),
+        ("epochs = 3\nlr = (", "line 3"),
+        ("lr = float('inf')", "plain values"),
+        ("epochs, lr = 3, 1", "Unknown parameter"),
+    ],
+)
+def test_notebook_config_refuses_what_is_no_parameter(cell, words):
+    """A line that would be passed over in silence is a parameter that has no effect; nothing of the cell is run."""
+    with pytest.raises(UserError) as caught:
+        notebook_config({"In": ["", OWN, f"# Parameters\n{cell}"]})
+    assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_notebook_config_wants_its_cell():
+    with pytest.raises(UserError, match="run it first"):
+        notebook_config({"preset": "mini", "In": ["", "import os"]})
 
 
 def test_user_error_has_no_traceback():

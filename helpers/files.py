@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import math
 import os
 import re
@@ -14,6 +15,11 @@ import orjson
 from filelock import FileLock, Timeout
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+def notebooks(folder: Path = ROOT / "notebooks") -> list[Path]:
+    """The assignment's notebooks in a folder, ``01_download.ipynb`` and so on, in order."""
+    return sorted(folder.glob("0?_*.ipynb"))
 
 
 class UserError(Exception):
@@ -62,8 +68,6 @@ def _refuse_non_finite(value, where: str) -> None:
 
 def save_figure(figure, path: Path, dpi: int = 110) -> Path:
     """Save a matplotlib figure as PNG through :func:`write_atomic`."""
-    import io
-
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=dpi)
     return write_atomic(path, buffer.getvalue())
@@ -80,6 +84,7 @@ def require(path: Path, made_by: str) -> Path:
 
 
 def portable(value):
+    """``value`` as JSON has it, with folders of the project and of the home folder written relative to these."""
     if isinstance(value, (list, tuple)):
         return [portable(item) for item in value]
     if isinstance(value, str) and value.startswith("/"):  # model, resume and checkpoint may be folders

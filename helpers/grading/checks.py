@@ -20,16 +20,7 @@ from safetensors import safe_open
 
 from helpers.config import Config
 from helpers.files import UserError
-from helpers.grading.validate import (
-    Invalid,
-    decodable,
-    decodable_pictures,
-    finite,
-    must,
-    neighbour,
-    read_csv,
-    read_json,
-)
+from helpers.grading.readers import Invalid, decodable, decodable_pictures, finite, must, neighbour, read_csv, read_json
 from helpers.index import CocoIndex, open_split
 from helpers.metrics import STATS, coco_metrics, ground_truth
 from helpers.train.checkpoints import damage

@@ -11,7 +11,7 @@ from helpers import cli
 from helpers.config import Config
 from helpers.files import ROOT, write_json
 from helpers.grading import checks
-from helpers.grading.validate import Invalid
+from helpers.grading.readers import Invalid
 
 
 class Deliverable(NamedTuple):

@@ -24,7 +24,7 @@ from helpers.grading import deliverables
 from helpers.grading.checks import SHORT
 from helpers.pictures.embed import picture
 from helpers.report.gallery import gallery
-from helpers.report.pages import LIMIT, notebook_page, templates
+from helpers.report.notebook_pages import LIMIT, notebook_page, templates
 
 EXAMPLES = 6
 EPOCHS = ("epoch", "step", "train_loss", "train_loss_bbox", "val_loss_bbox", "mAP", "mAP50", "seconds", "photos_per_s")

@@ -7,14 +7,13 @@ import logging
 import os
 import re
 import signal
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import nbformat
 import papermill
 from jupyter_client import AsyncKernelManager
-from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
+from jupyter_client.kernelspec import KernelSpecManager
 from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 from tqdm import tqdm
@@ -61,6 +60,7 @@ def execute(path: Path, copy: Path, parameters: dict, cell_minutes: float | None
                 cwd=str(ROOT),
                 progress_bar=False,
                 kernel_manager_class=_kernel_class(kernels),
+                extra_arguments=["--log-level=CRITICAL"],
                 coalesce_streams=True,
                 stderr_file=_LastLine(bar),
                 on_cell_start=lambda cell, cell_index: _move(bar, cell_index),
@@ -84,20 +84,13 @@ def execute(path: Path, copy: Path, parameters: dict, cell_minutes: float | None
 
 
 def _kernel_class(started: list) -> type[AsyncKernelManager]:
-    """A kernel manager that starts this very Python, whatever kernels are registered on the machine."""
-
-    class ThisPython(KernelSpecManager):
-        def get_kernel_spec(self, kernel_name: str) -> KernelSpec:
-            return KernelSpec(
-                argv=[sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}", "--log-level=CRITICAL"],
-                language="python",
-                display_name="Python 3",
-                env={k: v for k, v in KERNEL_ENVIRONMENT.items() if k not in os.environ},
-            )
+    """A kernel manager that notes itself in ``started`` and starts this very Python."""
 
     class Kernel(AsyncKernelManager):
         def __init__(self, **options) -> None:
-            super().__init__(kernel_spec_manager=ThisPython(), **options)
+            # Without folders to search, Jupyter's own python3 is left: whatever kernels are registered on the machine.
+            super().__init__(kernel_spec_manager=KernelSpecManager(kernel_dirs=[]), **options)
+            self.kernel_spec.env = {k: v for k, v in KERNEL_ENVIRONMENT.items() if k not in os.environ}
             started.append(self)
 
     return Kernel

@@ -17,9 +17,8 @@ import orjson
 
 from helpers import cli
 from helpers.config import Config
-from helpers.files import ROOT, UserError, write_json
-from helpers.grading.checks import report
-from helpers.run.headless import execute
+from helpers.files import ROOT, UserError, notebooks, write_json
+from helpers.run.execution import execute
 
 
 def main(argv: Sequence[str] | None = None, sources: Path = ROOT / "notebooks") -> int:
@@ -46,36 +45,35 @@ def main(argv: Sequence[str] | None = None, sources: Path = ROOT / "notebooks") 
 
 def finish(cfg: Config, must_hold: bool) -> int:
     """The report and the grading of what the notebooks left; 1 when ``must_hold`` and a deliverable does not."""
-    from helpers.grading import deliverables
+    from helpers.grading.deliverables import grade  # with PyTorch: a mistake in the arguments is refused without it
+    from helpers.report.front_page import build_report
 
-    page = report.build_report(cfg)
-    rows = deliverables.grade(cfg)
+    page = build_report(cfg)
+    rows = grade(cfg)
     wrong = [row for row in rows if not row["valid"]]
     hold = f"{len(rows) - len(wrong)} of {len(rows)} deliverables hold"
-    _say(f"report: {_short(page)}\ngrading: {hold} ({_short(cfg.output_dir)}/deliverables.json)")
+    _say(f"report: {_short(page)}\ngrading: {hold} ({_short(cfg.output_dir)}/grading.json)")
     for row in wrong if must_hold else ():
         _say(f"  {row['name']}: {row['reason']}", sys.stderr)
     return 1 if wrong and must_hold else 0
 
 
 def select(folder: Path, only: str | None = None, start: str | None = None) -> list[Path]:
-    """The notebooks ``0?_*.ipynb`` of a folder in order: those named in ``only`` (``03,04``), or from ``start`` on.
+    """The notebooks of a folder in order: those named in ``only`` (``03,04``), or from ``start`` on.
 
     A notebook goes by its number or by its name. Raises UserError for one that is not there.
     """
-    paths = sorted(folder.glob("0?_*.ipynb"))
+    paths = notebooks(folder)
+    if not paths:
+        raise UserError(f"There is no notebook to run in {_short(folder)}/.")
     known = {key: path for path in paths for key in (path.stem[:2], path.stem, path.name)}
-    wanted = [name.strip() for name in only.split(",") if name.strip()] if only else [start] if start else []
+    wanted = [name.strip() for name in (only or start or "").split(",") if name.strip()]
     for name in wanted:
         if name not in known:
-            raise UserError(
-                f"There is no notebook {name!r}; there are {', '.join(path.stem for path in paths) or 'none'}."
-            )
-    if not paths or (only is not None and not wanted):
-        raise UserError(
-            f"There is no notebook to run in {_short(folder)}/." if not paths else "--only names no notebook."
-        )
-    if only:
+            raise UserError(f"There is no notebook {name!r}; there are {', '.join(path.stem for path in paths)}.")
+    if only is not None:
+        if not wanted:
+            raise UserError("--only names no notebook.")
         return [path for path in paths if path in {known[name] for name in wanted}]
     return paths[paths.index(known[start]) :] if start else paths
 
@@ -107,17 +105,9 @@ def note_time(file: Path, name: str, seconds: float, succeeded: bool) -> None:
 
 
 def _again(arguments, path: Path) -> str:
-    command = [
-        _short(Path(sys.executable)) if Path(sys.executable).is_relative_to(ROOT) else "python",
-        "-m",
-        "helpers.run",
-        "--preset",
-        arguments.preset,
-        *arguments.overrides,
-        "--from",
-        path.stem[:2],
-    ]
-    return shlex.join(command)
+    python = Path(sys.executable)
+    words = [str(python.relative_to(ROOT)) if python.is_relative_to(ROOT) else "python", "-m", "helpers.run"]
+    return shlex.join([*words, "--preset", arguments.preset, *arguments.overrides, "--from", path.stem[:2]])
 
 
 def _short(path: Path) -> str:

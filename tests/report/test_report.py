@@ -16,13 +16,13 @@ from PIL import Image
 from playwright.sync_api import sync_playwright
 
 from helpers.config import load_config
-from helpers.files import ROOT
+from helpers.files import ROOT, notebooks
 from helpers.pictures.embed import picture
 from helpers.report import notebook_pages
 from helpers.report.front_page import build_report
 from helpers.report.notebook_pages import clean, notebook_page
 
-PAGES = ("index", "01_download", "02_sanity", "03_train", "04_evaluate", "05_error_analysis")
+PAGES = ("index", *(path.stem for path in notebooks()))
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from helpers.config import PRESETS, Config, load_config, notebook_config
-from helpers.files import ROOT, UserError, require, write_atomic, write_json
+from helpers.files import ROOT, UserError, notebooks, require, write_atomic, write_json
 
 SHIPPED = ("demo", "mini", "coco_top10", "coco_street")
 
@@ -275,11 +275,12 @@ def test_json_writes_numpy_values(tmp_path):
     assert orjson.loads((tmp_path / "x.json").read_bytes()) == {"a": 0.1, "b": [0, 1, 2], "c": "d"}
 
 
-def readme_rows(heading: str) -> dict[str, list[str]]:
-    """The first table under a heading of the README: first cell -> the other cells, without backquotes."""
-    text = (ROOT / "README.md").read_text()
-    part = re.search(rf"^#+ {re.escape(heading)}\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
-    assert part, f"the README has no heading {heading!r}"
+def rows_under(heading: str, page: str = "README.md") -> dict[str, list[str]]:
+    """The first table under a heading of a page: first cell -> the other cells, without backquotes."""
+    part = re.search(
+        rf"^#+ {re.escape(heading)}\n(.*?)(?=^## |\Z)", (ROOT / page).read_text(), re.MULTILINE | re.DOTALL
+    )
+    assert part, f"{page} has no heading {heading!r}"
     rows = [
         [cell.strip().replace("`", "") for cell in line.strip("|").split("|")]
         for line in part[1].splitlines()
@@ -288,9 +289,9 @@ def readme_rows(heading: str) -> dict[str, list[str]]:
     return {row[0]: row[1:] for row in rows[2:]}
 
 
-def test_readme_lists_every_parameter_with_its_default():
-    """A README that disagrees with the code is worse than none."""
-    rows = readme_rows("Parameters")
+def test_every_parameter_is_explained_with_its_default():
+    """A page that disagrees with the code is worse than none."""
+    rows = rows_under("Parameters", "docs/parameters.md")
     assert list(rows) == list(Config.model_fields)
     for name, (default, meaning) in rows.items():
         field = Config.model_fields[name]
@@ -305,7 +306,7 @@ def test_readme_lists_every_parameter_with_its_default():
 
 
 def test_readme_lists_every_preset():
-    rows = readme_rows("Presets")
+    rows = rows_under("Presets")
     assert set(rows) == {path.stem for path in PRESETS.glob("*.yaml")} and list(rows)[: len(SHIPPED)] == list(SHIPPED)
     for preset, cells in rows.items():
         values = yaml.safe_load((PRESETS / f"{preset}.yaml").read_text())
@@ -315,15 +316,27 @@ def test_readme_lists_every_preset():
         ), preset
 
 
-def test_readme_names_real_files_and_commands():
-    """Every `make` target, module and path in the README is there."""
-    text = (ROOT / "README.md").read_text()
+@pytest.mark.parametrize("page", ["README.md", *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))])
+def test_pages_name_real_files_and_commands(page):
+    """Every `make` target, module, path and link of a page is there."""
+    text = (ROOT / page).read_text()
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    assert set(re.findall(r"\bmake ([a-z]+)\b", text)) <= targets
+    assert set(re.findall(r"\bmake ([a-z]+)\b", "".join(re.findall(r"`[^`]+`", text)))) <= targets
     for module in re.findall(r"python -m (helpers\.\w+)", text):
         assert (ROOT / module.replace(".", "/") / "__main__.py").is_file(), module
-    for path in re.findall(r"`((?:helpers|notebooks|tests|data)/[\w./]+)`", text):
+    for path in re.findall(r"`(?:python )?((?:helpers|notebooks|tests|data|benchmarks)/[\w./]+)", text):
         assert (ROOT / path.rstrip("/")).exists() or path.startswith("data/"), path
+    for link in re.findall(r"\]\((?!https?:)([^)#]+)\)", text):
+        assert ((ROOT / page).parent / link).exists(), link
+
+
+def test_the_readmes_tree_is_the_house():
+    """Whoever adds a room, or takes one away, draws it; and each notebook has its question."""
+    text = (ROOT / "README.md").read_text()
+    tree = re.search(r"^helpers/\n(.*?)^\w", text, re.MULTILINE | re.DOTALL)[1]
+    there = {path.name + "/" * path.is_dir() for path in (ROOT / "helpers").iterdir() if not path.name.startswith("__")}
+    assert set(re.findall(r"\b\w+(?:\.py\b|/)", tree)) == there
+    assert {f"notebooks/{path.name}" for path in notebooks()} == set(re.findall(r"`(notebooks/0\w+\.ipynb)` \|", text))
 
 
 def test_requirements_are_pinned():

@@ -339,6 +339,14 @@ def test_the_readmes_tree_is_the_house():
     assert {f"notebooks/{path.name}" for path in notebooks()} == set(re.findall(r"`(notebooks/0\w+\.ipynb)` \|", text))
 
 
+def test_every_benchmark_has_its_claim():
+    """A script whose claim nobody reads, or a claim without its command; the other modules are what scripts share."""
+    rows = rows_under("Benchmarks", "benchmarks/README.md")
+    named = {re.fullmatch(r"python benchmarks/(\w+)\.py", cells[2])[1] for cells in rows.values()}
+    assert named == {path.stem for path in (ROOT / "benchmarks").glob("*.py")} - {"machine", "peer"}
+    assert all(len(cells) == 3 and all(cells) for cells in rows.values())
+
+
 def test_requirements_are_pinned():
     """A run of next year must be the run of today."""
     lines = [line.split("#")[0].strip() for line in (ROOT / "requirements.txt").read_text().splitlines()]

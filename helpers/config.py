@@ -43,9 +43,7 @@ class Config(pydantic.BaseModel):
     model: str = Field("facebook/detr-resnet-50", description="hub name or folder of an object-detection checkpoint")
     class_head: Literal["remap", "reset"] = "remap"
     auxiliary_loss: bool = True
-    freeze_stages: int = Field(
-        2, ge=0, le=10, description="frozen leading stages of the backbone, the stem is the first"
-    )
+    freeze_stages: int = Field(2, ge=0, le=10, description="frozen stages of the backbone, the stem is the first")
     # training
     epochs: int = Field(25, ge=1)
     batch_size: int = Field(8, ge=1)
@@ -65,9 +63,7 @@ class Config(pydantic.BaseModel):
     seed: int = Field(42, ge=0)
     # where things go, and how a run goes on
     output_dir: Path = Path("artifacts")
-    run_name: str = Field(
-        None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$", description="the preset's name unless set"
-    )
+    run_name: str = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$", description="the preset unless set")
     resume: str | None = Field(None, description="auto, an epoch's number, or a checkpoint folder")
     overwrite: bool = False
     profile: bool = True
@@ -85,9 +81,7 @@ class Config(pydantic.BaseModel):
     @pydantic.field_validator("resume", mode="before")
     @classmethod
     def _epoch_number(cls, value):
-        return (
-            str(value) if isinstance(value, int) and not isinstance(value, bool) else value
-        )  # papermill reads 3 as a number
+        return str(value) if type(value) is int else value  # papermill reads 3 as a number
 
     @pydantic.field_validator("run_name")
     @classmethod
@@ -101,12 +95,9 @@ class Config(pydantic.BaseModel):
     def _fill_paths(cls, values: dict) -> dict:
         values = {name: value for name, value in values.items() if value is not None}
         preset = values.get("preset", "demo")
-        values.setdefault("data_dir", f"data/{preset}")
-        values.setdefault("run_name", preset)
-        values.setdefault("output_dir", "artifacts")
-        for name in ("data_dir", "output_dir"):
-            values[name] = ROOT / Path(values[name]).expanduser()  # an absolute path stays as it is
-        return values
+        values = {"data_dir": f"data/{preset}", "run_name": preset, "output_dir": "artifacts", **values}
+        paths = {name: ROOT / Path(values[name]).expanduser() for name in ("data_dir", "output_dir")}
+        return {**values, **paths}  # an absolute path stays as it is
 
     @pydantic.model_validator(mode="after")
     def _belong_together(self) -> Config:
@@ -138,20 +129,15 @@ class Config(pydantic.BaseModel):
         return _validated({**self.model_dump(), **changes})
 
     def as_json(self) -> dict:
-        """Plain values; folders are written relative to the project or to ``~``, so that an artifact tells no home
-        folder.
-        """
+        """Plain values; folders are relative to the project or to ``~``: an artifact tells no home folder."""
         return {name: portable(value) for name, value in self.model_dump().items()}
 
     def describe(self) -> pd.DataFrame:
         """A row per parameter, with a mark where the value is not the preset's."""
         ours = self.as_json()
         theirs = load_config(self.preset, **{k: ours[k] for k in ("coco_root",) if ours[k]}).as_json()
-        rows = {
-            name: {"value": _shown(value), "": "" if value == theirs[name] else "changed"}
-            for name, value in ours.items()
-        }
-        return pd.DataFrame.from_dict(rows, orient="index")
+        changed = ["" if value == theirs[name] else "changed" for name, value in ours.items()]
+        return pd.DataFrame({"value": map(as_text, ours.values()), "": changed}, index=list(ours))
 
 
 def load_config(preset: str = "demo", **overrides) -> Config:
@@ -169,10 +155,9 @@ def load_config(preset: str = "demo", **overrides) -> Config:
     if not isinstance(values, dict):
         raise UserError(f"The preset {preset} holds no list of NAME: VALUE.")
     given = {name: value for name, value in overrides.items() if value is not None}
-    if given.get("classes") is not None:
-        values.pop("top_k", None)
-    elif given.get("top_k") is not None:
-        values.pop("classes", None)
+    for name, other in (("classes", "top_k"), ("top_k", "classes")):
+        if name in given:
+            values.pop(other, None)
     return _validated({"preset": preset, **values, **given})
 
 
@@ -226,10 +211,9 @@ def _validated(values: dict) -> Config:
     except pydantic.ValidationError as error:
         parts = []
         for problem in error.errors():
-            name = ".".join(str(part) for part in problem["loc"])
+            name = ".".join(map(str, problem["loc"]))
             reason = problem["msg"].removeprefix("Value error, ")
-            reason = f"{name}={problem['input']!r}: {reason[0].lower()}{reason[1:]}" if name else reason
-            parts.append(reason)
+            parts.append(f"{name}={problem['input']!r}: {reason[0].lower()}{reason[1:]}" if name else reason)
         raise UserError("; ".join(parts) + ".") from None
 
 
@@ -238,5 +222,6 @@ def _nearest(word: str, known) -> str:
     return f", did you mean {close[0]!r}?" if close else ""
 
 
-def _shown(value) -> str:
+def as_text(value) -> str:
+    """A parameter's value for a reader: a list with commas, nothing for None."""
     return ", ".join(map(str, value)) if isinstance(value, list) else "" if value is None else str(value)

@@ -56,12 +56,9 @@ def write_json(path: Path, value) -> Path:
 
 
 def _refuse_non_finite(value, where: str) -> None:
-    if isinstance(value, dict):
-        for key, item in value.items():
+    if isinstance(value, (dict, list, tuple)):
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
             _refuse_non_finite(item, f"{where}: {key}")
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            _refuse_non_finite(item, where)
     elif isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{where} would be {value}")
 
@@ -76,10 +73,8 @@ def save_figure(figure, path: Path, dpi: int = 110) -> Path:
 def require(path: Path, made_by: str) -> Path:
     """``path`` if it is there, else a UserError that names the notebook (``03_train``) which makes it."""
     if not Path(path).exists():
-        raise UserError(
-            f"{portable(Path(path))} is missing: run notebook {made_by} first "
-            f"(python -m helpers.run --only {made_by[:2]})."
-        )
+        command = f"python -m helpers.run --only {made_by[:2]}"
+        raise UserError(f"{portable(Path(path))} is missing: run notebook {made_by} first ({command}).")
     return Path(path)
 
 
@@ -100,9 +95,7 @@ def portable(value):
 
 @contextlib.contextmanager
 def locked(file: Path, busy: str) -> Iterator[None]:
-    """Hold the lock ``file``; the system releases it however the process ends. ``UserError(busy)`` when another one
-    has it.
-    """
+    """Hold the lock ``file``, which the system releases however the process ends; ``UserError(busy)`` if it is held."""
     file.parent.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(file, timeout=0):

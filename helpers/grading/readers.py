@@ -59,10 +59,14 @@ def read_csv(path: Path, *columns: str, rows: int = 1, finite: bool | list[str] 
     return table
 
 
-def pictures_in(folder: Path, least: int = 1, deep: bool = True) -> None:
-    """Every picture of a folder decodes, and there are at least so many."""
+def pictures_in(folder: Path, deep: bool = True) -> list[Path]:
     there = folder.rglob("*") if deep else folder.glob("*")
-    files = [path for path in there if path.suffix.lower() in (".png", ".jpg", ".jpeg")]
+    return sorted(path for path in there if path.suffix.lower() in (".png", ".jpg", ".jpeg"))
+
+
+def pictures_decode(folder: Path, least: int = 1, deep: bool = True) -> None:
+    """Every picture of a folder decodes, and there are at least so many."""
+    files = pictures_in(folder, deep)
     must(len(files) >= least, f"{folder.name}/ holds no picture")
     for path in files:
         decodable(path)

@@ -18,10 +18,11 @@ import orjson
 import pandas as pd
 
 from helpers import cli
-from helpers.config import Config
+from helpers.config import Config, as_text
 from helpers.error_analysis.tide import TYPES
 from helpers.files import UserError, notebooks, require, without_folders, write_atomic
 from helpers.grading.deliverables import check_all
+from helpers.grading.readers import pictures_in
 from helpers.pictures.embed import picture
 from helpers.report.gallery import gallery
 from helpers.report.notebook_pages import LIMIT, notebook_page, templates
@@ -86,18 +87,9 @@ def _render(cfg: Config, side: int, rows: list[dict], executed: dict) -> str:
         "environment": lambda: {"rows": _flat(_json(require(run / "environment.json", "03_train")))},
         "configuration": lambda: {"rows": _flat(cfg.as_json())},
     }
-    page = (
-        templates()
-        .get_template("index.html")
-        .render(
-            cfg=cfg,
-            script=markupsafe.Markup(script),
-            checksum=markupsafe.Markup(checksum),
-            grading=rows,
-            notebooks=executed,
-            **{name: _part(build) for name, build in parts.items()},
-        )
-    )
+    known = {"cfg": cfg, "grading": rows, "notebooks": executed, **{name: _part(part) for name, part in parts.items()}}
+    safe = {"script": markupsafe.Markup(script), "checksum": markupsafe.Markup(checksum)}
+    page = templates().get_template("index.html").render(**known, **safe)
     return without_folders(page)
 
 
@@ -155,34 +147,23 @@ def error_summary(folder: Path) -> dict:
     gains = {short: float(gain) for short, gain in tide["delta_ap"].items()}
     most = max([1e-9, *map(abs, gains.values())])
     names = {short: name for name, short in TYPES.items()}
+    width = {short: 100 * max(0.0, gain) / most for short, gain in gains.items()}
     rows = [
-        {
-            "kind": names.get(short, short),
-            "gain": gain,
-            "width": 100 * max(0.0, gain) / most,
-            "count": tide["counts"].get(short, ""),
-        }
-        for short, gain in gains.items()
+        {"kind": names.get(kind, kind), "gain": gain, "width": width[kind], "count": tide["counts"].get(kind, "")}
+        for kind, gain in gains.items()
     ]
-    one_each = [
-        {**_figure(path, "05_error_analysis", 520), "caption": kind}
-        for kind in TYPES
-        for path in _pictures_in(folder / kind)[:1]
-    ]
+    first = {kind: path for kind in TYPES for path in pictures_in(folder / kind)[:1]}
+    one_each = [{**_figure(path, "05_error_analysis", 520), "caption": kind} for kind, path in first.items()]
     return {"rows": rows, "charts": _charts(folder, "05_error_analysis", ERRORS), "examples": one_each}
 
 
 def examples(folder: Path, side: int) -> dict:
     """Some pictures of ``visualizations/``, at regular steps."""
-    paths = _pictures_in(require(folder, "04_evaluate"))
+    paths = pictures_in(require(folder, "04_evaluate"))
     if not paths:
         raise UserError(f"{folder.name}/ holds no picture: run notebook 04_evaluate again.")
     steps = np.unique(np.linspace(0, len(paths) - 1, min(EXAMPLES, len(paths))).astype(int))
     return {"rows": [_figure(paths[k], "04_evaluate", side) for k in steps], "total": len(paths)}
-
-
-def _pictures_in(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".png", ".jpg", ".jpeg"))
 
 
 def _charts(folder: Path, made_by: str, titles: dict[str, str]) -> list[dict]:
@@ -221,11 +202,8 @@ def _flat(values: dict, prefix: str = "") -> list[tuple[str, str]]:
     """Nested values as (name, text) rows."""
     rows = []
     for name, value in values.items():
-        if isinstance(value, dict):
-            rows += _flat(value, f"{prefix}{name} ")
-        else:
-            text = ", ".join(map(str, value)) if isinstance(value, list) else "" if value is None else str(value)
-            rows.append((f"{prefix}{name}", text))
+        nested = isinstance(value, dict)
+        rows += _flat(value, f"{prefix}{name} ") if nested else [(f"{prefix}{name}", as_text(value))]
     return rows
 
 

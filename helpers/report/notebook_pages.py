@@ -24,6 +24,7 @@ LIMIT = 14_000_000  # bytes of a page; the promise is 15 MB
 LONG_TEXT = 200_000  # characters of one output
 LONG_TABLE = 30  # rows
 WIDGET = "application/vnd.jupyter.widget-view+json"
+CONTROL = "(a live control: it needs a running kernel; the report's index.html can be browsed without one)"
 WIDGET_STATE = "application/vnd.jupyter.widget-state+json"
 TAGS = (
     "a abbr b blockquote br caption code col colgroup dd del details div dl dt em h1 h2 h3 h4 h5 h6 hr i img kbd li "
@@ -36,19 +37,18 @@ STYLES = ["color", "background-color", "font-weight", "text-align", "width", "ma
 @functools.cache
 def templates() -> jinja2.Environment:
     """The templates of ``helpers/report/templates``; everything that is put into them is escaped."""
+    strict = {"autoescape": True, "undefined": jinja2.StrictUndefined}
     return jinja2.Environment(
-        loader=jinja2.PackageLoader("helpers.report"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+        loader=jinja2.PackageLoader("helpers.report"), trim_blocks=True, lstrip_blocks=True, **strict
     )
 
 
 def notebook_page(notebook_file: Path) -> tuple[str, str]:
     """The page of an executed notebook, and its title. Raises ValueError when the file is no notebook."""
     notebook = nbformat.read(notebook_file, as_version=4)
-    title = title_of(notebook, notebook_file.stem)
+    prose = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    heading = re.search(r"^#\s+(.+)$", prose, re.MULTILINE)
+    title = heading[1].strip() if heading else notebook_file.stem
     for side in (1400, 900, 500):  # smaller pictures only where the page would be too large
         page = _render(notebook_file.stem, title, _still(notebook, side))
         if len(page.encode()) < LIMIT:
@@ -56,28 +56,11 @@ def notebook_page(notebook_file: Path) -> tuple[str, str]:
     return page, title
 
 
-def title_of(notebook: nbformat.NotebookNode, otherwise: str) -> str:
-    """A notebook's title: the first heading in it."""
-    for cell in notebook.cells:
-        heading = re.search(r"^#\s+(.+)$", cell.source, re.MULTILINE) if cell.cell_type == "markdown" else None
-        if heading:
-            return heading.group(1).strip()
-    return otherwise
-
-
 def _render(name: str, title: str, notebook: nbformat.NotebookNode) -> str:
-    exporter = HTMLExporter(template_name="basic", exclude_anchor_links=True)
-    body, _ = exporter.from_notebook_node(notebook)
-    return (
-        templates()
-        .get_template("notebook.html")
-        .render(
-            name=name,
-            title=title,
-            body=markupsafe.Markup(without_folders(clean(body))),
-            highlighting=markupsafe.Markup(HtmlFormatter(style="default").get_style_defs(".highlight")),
-        )
-    )
+    body, _ = HTMLExporter(template_name="basic", exclude_anchor_links=True).from_notebook_node(notebook)
+    safe = markupsafe.Markup(without_folders(clean(body)))
+    colours = markupsafe.Markup(HtmlFormatter(style="default").get_style_defs(".highlight"))
+    return templates().get_template("notebook.html").render(name=name, title=title, body=safe, highlighting=colours)
 
 
 def clean(html: str) -> str:
@@ -108,16 +91,10 @@ def clean(html: str) -> str:
 def _fold(soup: BeautifulSoup) -> None:
     """Put the parameters, and tables that are longer than a screen, behind a line that opens them."""
     folded = [(cell, "Parameters") for cell in soup.select(".celltag_parameters .input_area")]
-    folded += [
-        (table, f"Table with {len(rows)} rows")
-        for table in soup.select(".output_html table")
-        if len(rows := table("tr")) > LONG_TABLE
-    ]
+    tables = [(table, len(table("tr"))) for table in soup.select(".output_html table")]
+    folded += [(table, f"Table with {rows} rows") for table, rows in tables if rows > LONG_TABLE]
     for element, words in folded:
-        summary = soup.new_tag("summary")
-        summary.string = words
-        details = element.wrap(soup.new_tag("details"))
-        details.insert(0, summary)
+        element.wrap(soup.new_tag("details")).insert(0, soup.new_tag("summary", string=words))
 
 
 def _harmless(tag: str, name: str, value: str) -> bool:
@@ -136,18 +113,13 @@ def _still(notebook: nbformat.NotebookNode, side: int) -> nbformat.NotebookNode:
             data = output.get("data", {})
             if WIDGET in data:
                 text = _widget_text(widgets, data[WIDGET].get("model_id"))
-                output["data"] = data = {
-                    "text/plain": text
-                    or "(a live control: it needs a running kernel; the report's index.html can be browsed without one)"
-                }
+                output["data"] = data = {"text/plain": text or CONTROL}
             data.pop("application/javascript", None)
             for holder, key in [(output, "text"), *((data, kind) for kind in list(data) if kind.startswith("text/"))]:
-                if len(holder.get(key, "")) > LONG_TEXT:
-                    holder[key] = (
-                        f"{holder[key][:LONG_TEXT]}\n(cut here: {len(holder[key])} characters)"
-                        if key != "text/html"
-                        else "(a table too long for this page)"
-                    )
+                text = holder.get(key, "")
+                if len(text) > LONG_TEXT:
+                    cut = f"{text[:LONG_TEXT]}\n(cut here: {len(text)} characters)"
+                    holder[key] = cut if key != "text/html" else "(a table too long for this page)"
             for kind in ("image/png", "image/jpeg"):
                 if kind in data:
                     _shrink(output, kind, side)

@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -39,13 +40,9 @@ def execute(path: Path, copy: Path, parameters: dict, cell_minutes: float | None
     running = copy.with_name(f".{copy.stem}.running.ipynb")
     running.unlink(missing_ok=True)  # of a run that was killed
     kernels: list[AsyncKernelManager] = []
-    bar = tqdm(
-        total=len(nbformat.read(path, as_version=4).cells),
-        desc=path.stem,
-        leave=False,
-        disable=None,
-        bar_format="{desc}: cell {n_fmt}/{total_fmt} |{bar:20}| {elapsed}{postfix}",
-    )
+    cells = len(nbformat.read(path, as_version=4).cells)
+    form = "{desc}: cell {n_fmt}/{total_fmt} |{bar:20}| {elapsed}{postfix}"
+    bar = tqdm(total=cells, desc=path.stem, leave=False, disable=None, bar_format=form)
     quiet = logging.getLogger("papermill")
     level = quiet.level
     quiet.setLevel(logging.CRITICAL)  # what it reports is in our message
@@ -63,7 +60,7 @@ def execute(path: Path, copy: Path, parameters: dict, cell_minutes: float | None
                 extra_arguments=["--log-level=CRITICAL"],
                 coalesce_streams=True,
                 stderr_file=_LastLine(bar),
-                on_cell_start=lambda cell, cell_index: _move(bar, cell_index),
+                on_cell_start=lambda cell, cell_index: bar.set_postfix_str("") or bar.update(cell_index - bar.n),
                 execution_timeout=round(cell_minutes * 60) or 1 if cell_minutes else None,
                 start_timeout=START_SECONDS,
                 shutdown_kernel="immediate" if cell_minutes else "graceful",
@@ -107,12 +104,8 @@ def _signals_to(kernels: list) -> Iterator[None]:
             raise KeyboardInterrupt
         os.kill(kernel, signal.SIGINT)
 
-    old = {}
-    try:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            old[number] = signal.signal(number, forward)
-    except ValueError:  # not the main thread, where signals do not arrive
-        pass
+    numbers = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
+    old = {number: signal.signal(number, forward) for number in numbers}  # elsewhere signals do not arrive
     try:
         yield
     finally:
@@ -135,11 +128,6 @@ class _LastLine:
         pass
 
 
-def _move(bar: tqdm, cell: int) -> None:
-    bar.n = cell
-    bar.set_postfix_str("")
-
-
 def _finish_copy(running: Path, copy: Path, reason: str | None) -> int | None:
     """Give the executed notebook its final name, without this machine's folders in it.
 
@@ -149,22 +137,19 @@ def _finish_copy(running: Path, copy: Path, reason: str | None) -> int | None:
     notebook = nbformat.read(running, as_version=4)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     started = [cell for cell in code if cell.metadata.get("papermill", {}).get("start_time")]
-    number = len(started)
     if reason and started:
         failed = started[-1]
-        failed.execution_count = number
-        failed.outputs.append(
-            nbformat.v4.new_output("error", ename="Stopped", evalue=reason, traceback=[f"Stopped: {reason}."])
-        )
+        failed.execution_count = len(started)
+        error = {"ename": "Stopped", "evalue": reason, "traceback": [f"Stopped: {reason}."]}
+        failed.outputs.append(nbformat.v4.new_output("error", **error))
         failed.metadata["papermill"].update(exception=True, status="failed")
         notebook.metadata["papermill"]["exception"] = True
         for cell in code[code.index(failed) + 1 :]:
             cell.metadata["papermill"]["status"] = "pending"
-    for name in ("input_path", "output_path"):
-        notebook.metadata["papermill"][name] = f"{'notebooks/' if name == 'input_path' else ''}{copy.name}"
+    notebook.metadata["papermill"].update(input_path=f"notebooks/{copy.name}", output_path=copy.name)
     write_atomic(copy, without_folders(nbformat.writes(notebook)))
     running.unlink()
-    return number
+    return len(started)
 
 
 def _sentence(name: str, message: str) -> str:

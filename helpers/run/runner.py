@@ -17,20 +17,27 @@ import orjson
 
 from helpers import cli
 from helpers.config import Config
-from helpers.files import ROOT, UserError, notebooks, write_json
+from helpers.files import ROOT, UserError, notebooks, portable, write_json
 from helpers.run.execution import execute
 
 
 def main(argv: Sequence[str] | None = None, sources: Path = ROOT / "notebooks") -> int:
     """The command; its exit status is 0, 1 when a notebook or the grading fails, 2 for a mistake in the arguments."""
-    arguments = _parser().parse_args(argv)
+    parser = cli.parser("helpers.run", "Execute the notebooks, then write the report and the grading.")
+    some = parser.add_mutually_exclusive_group()
+    some.add_argument("--only", metavar="03,04", help="these notebooks alone")
+    some.add_argument("--from", dest="start", metavar="03", help="this notebook and the later ones")
+    parser.add_argument(
+        "--cell-minutes", type=float, metavar="M", help="stop when a cell runs for longer (else: never)"
+    )
+    arguments = parser.parse_args(argv)
     cfg, parameters = cli.configure(arguments.preset, arguments.overrides)
     paths = select(sources, arguments.only, arguments.start)
     if arguments.cell_minutes is not None and arguments.cell_minutes <= 0:
         raise UserError("--cell-minutes must be more than 0.")
     if cfg.profile_only and not arguments.only:
         paths = [path for path in paths if path.stem[:2] <= "03"]  # there will be no checkpoint to evaluate
-    folder = _short(cfg.output_dir / "notebooks")
+    folder = portable(cfg.output_dir / "notebooks")
     names = ", ".join(path.stem for path in paths)
     _say(f"Preset {cfg.preset}, run {cfg.run_name}: {names}; executed copies go to {folder}/")
     for path in paths:
@@ -52,7 +59,7 @@ def finish(cfg: Config, must_hold: bool) -> int:
     rows = grade(cfg)
     wrong = [row for row in rows if not row["valid"]]
     hold = f"{len(rows) - len(wrong)} of {len(rows)} deliverables hold"
-    _say(f"report: {_short(page)}\ngrading: {hold} ({_short(cfg.output_dir)}/grading.json)")
+    _say(f"report: {portable(page)}\ngrading: {hold} ({portable(cfg.output_dir)}/grading.json)")
     for row in wrong if must_hold else ():
         _say(f"  {row['name']}: {row['reason']}", sys.stderr)
     return 1 if wrong and must_hold else 0
@@ -65,7 +72,7 @@ def select(folder: Path, only: str | None = None, start: str | None = None) -> l
     """
     paths = notebooks(folder)
     if not paths:
-        raise UserError(f"There is no notebook to run in {_short(folder)}/.")
+        raise UserError(f"There is no notebook to run in {portable(folder)}/.")
     known = {key: path for path in paths for key in (path.stem[:2], path.stem, path.name)}
     wanted = [name.strip() for name in (only or start or "").split(",") if name.strip()]
     for name in wanted:
@@ -110,20 +117,5 @@ def _again(arguments, path: Path) -> str:
     return shlex.join([*words, "--preset", arguments.preset, *arguments.overrides, "--from", path.stem[:2]])
 
 
-def _short(path: Path) -> str:
-    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
-
-
 def _say(text: str, file=None) -> None:
     print(text, file=file or sys.stdout, flush=True)
-
-
-def _parser():
-    made = cli.parser("helpers.run", "Execute the notebooks, then write the report and the grading.")
-    some = made.add_mutually_exclusive_group()
-    some.add_argument("--only", metavar="03,04", help="these notebooks alone")
-    some.add_argument("--from", dest="start", metavar="03", help="this notebook and the later ones")
-    made.add_argument(
-        "--cell-minutes", type=float, metavar="M", help="stop when a cell runs for longer (no limit unless given)"
-    )
-    return made

@@ -7,7 +7,6 @@ import logging
 import os
 import re
 import signal
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -66,7 +65,9 @@ def execute(path: Path, copy: Path, parameters: dict, cell_minutes: float | None
                 shutdown_kernel="immediate" if cell_minutes else "graceful",
             )
     except PapermillExecutionError as error:
-        failure = f"{path.stem} failed in cell [{error.exec_count}]: {_sentence(error.ename, error.evalue)}"
+        words = (error.evalue.strip() or "no message").splitlines()[0]
+        words = words if error.ename == "UserError" else f"{error.ename}: {words}"
+        failure = f"{path.stem} failed in cell [{error.exec_count}]: {words}"
     except CellTimeoutError:
         reason = f"it ran for more than {cell_minutes:g} minutes, the limit that --cell-minutes gives a cell"
     except DeadKernelError:
@@ -104,8 +105,10 @@ def _signals_to(kernels: list) -> Iterator[None]:
             raise KeyboardInterrupt
         os.kill(kernel, signal.SIGINT)
 
-    numbers = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
-    old = {number: signal.signal(number, forward) for number in numbers}  # elsewhere signals do not arrive
+    old = {}
+    with contextlib.suppress(ValueError):  # not the main thread, where signals do not arrive
+        for number in (signal.SIGINT, signal.SIGTERM):
+            old[number] = signal.signal(number, forward)
     try:
         yield
     finally:
@@ -150,8 +153,3 @@ def _finish_copy(running: Path, copy: Path, reason: str | None) -> int | None:
     write_atomic(copy, without_folders(nbformat.writes(notebook)))
     running.unlink()
     return len(started)
-
-
-def _sentence(name: str, message: str) -> str:
-    first = message.strip().splitlines()[0] if message.strip() else "no message"
-    return first if name == "UserError" else f"{name}: {first}"

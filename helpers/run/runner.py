@@ -7,6 +7,7 @@ keeps its executed copy with the error in place, and the later ones are not run.
 from __future__ import annotations
 
 import datetime
+import functools
 import shlex
 import sys
 import time
@@ -19,6 +20,8 @@ from helpers import cli
 from helpers.config import Config
 from helpers.files import ROOT, UserError, notebooks, portable, write_json
 from helpers.run.execution import execute
+
+say = functools.partial(print, flush=True)
 
 
 def main(argv: Sequence[str] | None = None, sources: Path = ROOT / "notebooks") -> int:
@@ -39,12 +42,12 @@ def main(argv: Sequence[str] | None = None, sources: Path = ROOT / "notebooks") 
         paths = [path for path in paths if path.stem[:2] <= "03"]  # there will be no checkpoint to evaluate
     folder = portable(cfg.output_dir / "notebooks")
     names = ", ".join(path.stem for path in paths)
-    _say(f"Preset {cfg.preset}, run {cfg.run_name}: {names}; executed copies go to {folder}/")
+    say(f"Preset {cfg.preset}, run {cfg.run_name}: {names}; executed copies go to {folder}/")
     for path in paths:
         failure = run_notebook(path, cfg, parameters, arguments.cell_minutes)
         if failure:
             then = f"later notebooks were not run. Go on with: {_again(arguments, path)}"
-            _say(f"{failure}\nIts executed copy is {folder}/{path.name}; {then}", sys.stderr)
+            say(f"{failure}\nIts executed copy is {folder}/{path.name}; {then}", file=sys.stderr)
             return 1
     complete = arguments.only is None and not cfg.profile_only
     return finish(cfg, must_hold=complete)
@@ -59,9 +62,9 @@ def finish(cfg: Config, must_hold: bool) -> int:
     rows = grade(cfg)
     wrong = [row for row in rows if not row["valid"]]
     hold = f"{len(rows) - len(wrong)} of {len(rows)} deliverables hold"
-    _say(f"report: {portable(page)}\ngrading: {hold} ({portable(cfg.output_dir)}/grading.json)")
+    say(f"report: {portable(page)}\ngrading: {hold} ({portable(cfg.output_dir)}/grading.json)")
     for row in wrong if must_hold else ():
-        _say(f"  {row['name']}: {row['reason']}", sys.stderr)
+        say(f"  {row['name']}: {row['reason']}", file=sys.stderr)
     return 1 if wrong and must_hold else 0
 
 
@@ -95,7 +98,7 @@ def run_notebook(path: Path, cfg: Config, parameters: dict, cell_minutes: float 
     except OSError as error:  # a full disk, a folder that may not be written
         failure = f"{path.stem} could not be executed: {error.strerror or error}."
     seconds = time.perf_counter() - began
-    _say(f"{path.stem:<20} {'failed after ' if failure else ''}{seconds:.1f} s")
+    say(f"{path.stem:<20} {'failed after ' if failure else ''}{seconds:.1f} s")
     note_time(copy.parent / "timings.json", path.stem, seconds, failure is None)
     return failure
 
@@ -115,7 +118,3 @@ def _again(arguments, path: Path) -> str:
     python = Path(sys.executable)
     words = [str(python.relative_to(ROOT)) if python.is_relative_to(ROOT) else "python", "-m", "helpers.run"]
     return shlex.join([*words, "--preset", arguments.preset, *arguments.overrides, "--from", path.stem[:2]])
-
-
-def _say(text: str, file=None) -> None:
-    print(text, file=file or sys.stdout, flush=True)

@@ -293,7 +293,7 @@ def test_pages_tell_no_folder_of_this_machine(cfg, monkeypatch):
 
 
 def test_long_lists_are_folded(tmp_path):
-    """Thirty-six parameters and a table of their values are not what a reader came for."""
+    """The parameters and a table of all values are not what a reader came for."""
     parameters = nbformat.v4.new_code_cell("# Parameters\nepochs = None", metadata={"tags": ["parameters"]})
     tables = [
         nbformat.v4.new_output("display_data", {"text/html": pd.DataFrame({"a": range(rows)}).to_html()})

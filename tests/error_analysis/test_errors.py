@@ -8,7 +8,7 @@ import numpy as np
 import orjson
 import pandas as pd
 import pytest
-from PIL import Image
+from PIL import Image, ImageColor
 
 from helpers.config import load_config
 from helpers.error_analysis import crops, sentences, traits
@@ -25,6 +25,7 @@ from helpers.error_analysis.tide import BOX, TYPES, judge
 from helpers.files import UserError
 from helpers.index import CocoIndex
 from helpers.metrics import coco_metrics, ground_truth
+from helpers.pictures.colours import PREDICTED, TRUTH
 
 CUP, BOWL = 1, 2
 
@@ -493,8 +494,8 @@ def test_crops_hold_both_boxes_wherever_they_are(tmp_path, box):
     }
     pixels = np.asarray(crops.error_crop(index, row)).astype(int)
     assert max(pixels.shape[:2]) == 520
-    green = (abs(pixels - crops.ANNOTATED).sum(axis=2) < 30).sum()
-    red = (abs(pixels - crops.PREDICTED).sum(axis=2) < 30).sum()
+    green = (abs(pixels - ImageColor.getrgb(TRUTH)).sum(axis=2) < 30).sum()
+    red = (abs(pixels - ImageColor.getrgb(PREDICTED)).sum(axis=2) < 30).sum()
     assert green > 300 and red > 300
     assert Image.open(io.BytesIO(crops.error_jpeg(index, row))).width == pixels.shape[1]
 

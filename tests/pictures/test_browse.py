@@ -9,12 +9,15 @@ import time
 import numpy as np
 import pandas as pd
 import pytest
-from PIL import Image
+from PIL import Image, ImageColor
 
 from helpers.index import CocoIndex
 from helpers.pictures import draw as draw_module
 from helpers.pictures.browse import ALL_ERRORS, CONFIDENT_FIRST, DATA_SET_ORDER, EVERYTHING, WORST_FIRST, browse
+from helpers.pictures.colours import PREDICTED, TRUTH
 from helpers.pictures.draw import draw, visible_boxes
+
+RED, GREEN = ImageColor.getrgb(PREDICTED), ImageColor.getrgb(TRUTH)
 
 
 @pytest.fixture(scope="module")
@@ -134,9 +137,9 @@ def test_score_at_the_threshold_is_shown(index, detections):
 
 def test_truth_can_be_hidden(grey):
     widget = browse(grey, [])
-    assert near(opened(widget.picture.value), draw_module.TRUTH) > 100
+    assert near(opened(widget.picture.value), GREEN) > 100
     widget.truth.value = False
-    assert near(opened(widget.picture.value), draw_module.TRUTH) == 0 and "0 ground truth" in widget.caption.value
+    assert near(opened(widget.picture.value), GREEN) == 0 and "0 ground truth" in widget.caption.value
 
 
 def test_class_filter_shows_photos_with_the_class(index, detections):
@@ -209,7 +212,7 @@ def test_names_are_escaped(index, detections):
     assert "<script" not in widget.caption.value and "<img" not in widget.caption.value
     assert "&lt;script&gt;" in widget.caption.value and "&lt;img" in widget.caption.value
     assert opened(widget.picture.value).size  # the missing file, too
-    assert draw_module._plain("two\nlines\x00" + "x" * 90) == "two lines " + "x" * 25 + "…"
+    assert draw_module.one_line("two\nlines\x00" + "x" * 90, 36) == "two lines " + "x" * 25 + "…"
 
 
 def test_boxes_sit_where_they_should(grey):
@@ -220,14 +223,12 @@ def test_boxes_sit_where_they_should(grey):
     found = [{"image_id": int(grey.image_ids[i]), "category_id": grey.category_ids[0], "bbox": bbox, "score": 0.9}]
     pixels = opened(draw(grey, i, found, 0.5, show_truth=False, max_side=400))
     assert max(pixels.shape) == 400
-    red = np.argwhere(np.abs(pixels - draw_module.PREDICTED).max(axis=-1) < 60)
+    red = np.argwhere(np.abs(pixels - RED).max(axis=-1) < 60)
     inside = (red >= np.array(pixels.shape[:2]) * 0.25 - 22).all() and (
         red <= np.array(pixels.shape[:2]) * 0.75 + 22
     ).all()
     assert len(red) > 100 and inside
-    row = (pixels[round(0.75 * pixels.shape[0])] - draw_module.PREDICTED)[
-        int(0.3 * pixels.shape[1]) : int(0.7 * pixels.shape[1])
-    ]
+    row = (pixels[round(0.75 * pixels.shape[0])] - RED)[int(0.3 * pixels.shape[1]) : int(0.7 * pixels.shape[1])]
     on = (np.abs(row).max(axis=-1) < 90).astype(int)
     assert np.abs(np.diff(on)).sum() > 6  # dashed: it can be told from the truth without its colour
 
@@ -260,7 +261,7 @@ def test_labels_stay_inside_the_picture_and_hide_no_other(index, monkeypatch):
         assert 0 <= x0 < x1 <= w and 0 <= y0 < y1 <= h
     rectangles = np.array([rectangle for rectangle, _ in placed])
     for k, rectangle in enumerate(rectangles):
-        hidden = draw_module._overlaps(rectangle[None], np.delete(rectangles, k, axis=0))[0]
+        hidden = draw_module.overlaps(rectangle[None], np.delete(rectangles, k, axis=0))[0]
         assert hidden <= 0.2 * np.prod(rectangle[2:] - rectangle[:2])
 
 

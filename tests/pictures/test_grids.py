@@ -66,7 +66,7 @@ def test_a_part_of_the_photo_has_its_boxes_where_they_are():
 
 def test_portrait_and_landscape_side_by_side():
     """Pictures of one size stretch photos; captions that overlap the next picture cannot be read."""
-    photos = [np.full(shape, 90, np.uint8) for shape in ((300, 200, 3), (100, 400, 3), (50, 50, 3), (20, 300, 3))]
+    photos = [np.full(shape, 90, np.uint8) for shape in ((300, 200, 3), (100, 400, 3), (50, 50, 3), (60, 300, 3))]
     figure = before_after([(p, np.array([[5, 5, 15, 15]]), ["cup"]) for p in photos] * 2, ["a title " * 9] * 8)
     figure.savefig(buffer := io.BytesIO(), dpi=110)  # as save_figure does
     drawn = np.asarray(Image.open(buffer).convert("RGB"))

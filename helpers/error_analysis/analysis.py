@@ -14,6 +14,8 @@ import pandas as pd
 from helpers.config import Config
 from helpers.error_analysis import crops, figures, traits
 from helpers.error_analysis.tide import BOX, TYPES, Verdicts, gains, judge, oracle_ap
+from helpers.evaluate.curves import best_operating_point, photo_table, score_curves, with_something
+from helpers.evaluate.matching import match
 from helpers.files import save_figure, write_atomic, write_json
 from helpers.index import CocoIndex
 
@@ -70,21 +72,6 @@ def table_of_errors(verdicts: Verdicts, threshold: float = -np.inf) -> pd.DataFr
     return pd.concat([part for part in (false, missed) if len(part)] or [false], ignore_index=True)
 
 
-def best_threshold(verdicts: Verdicts) -> tuple[float, float]:
-    """The score threshold (in steps of 0.01) with the highest F1 over all classes together, and that F1; as in 04.
-
-    If nothing is correct: the score of the n-th most confident prediction for n objects, and 0.0.
-    """
-    counted = verdicts.shown(-np.inf)
-    score, correct = counted["score"].to_numpy(), (counted["kind"] == "correct").to_numpy()
-    if not correct.any():
-        return (float(np.sort(score)[::-1][: max(len(verdicts.objects), 1)][-1]) if len(score) else 0.5), 0.0
-    thresholds = np.round(np.linspace(1, 0, 101), 2)  # of equals the highest
-    hits, shown = (len(some) - np.searchsorted(np.sort(some), thresholds) for some in (score[correct], score))
-    f1 = 2 * hits / (shown + len(verdicts.objects))
-    return float(thresholds[f1.argmax()]), float(f1.max())
-
-
 def delta_ap(gt: dict, detections: list[dict]) -> dict[str, float]:
     """What AP50 gains, a fraction, when an oracle mends one kind of error: ``{"Cls": ..., "Loc", "Both", ...}``."""
     return gains(oracle_ap(judge(gt, detections)))
@@ -95,7 +82,7 @@ class Analysis:
     """All tables of 05. ``errors`` takes every prediction, as TIDE does; the other tables those at the threshold."""
 
     verdicts: Verdicts
-    threshold: float  # the score with the best F1
+    threshold: float  # the score with the best F1: 04's operating point
     f1: float
     errors: pd.DataFrame  # a row per error of all predictions: what AP, delta_ap and errors.csv are about
     shown: pd.DataFrame  # a row per error at the threshold: what a reader sees
@@ -103,7 +90,7 @@ class Analysis:
     delta_ap: dict[str, float]
     objects: pd.DataFrame  # a row per annotated object: traits and outcome
     groups: pd.DataFrame  # recall and precision by trait
-    photos: pd.DataFrame  # a row per photo, best first
+    photos: pd.DataFrame  # a row per photo that has objects or predictions, best first: 04's ranking
     candidates: pd.DataFrame  # errors where the annotation may be wrong
 
     @property
@@ -134,21 +121,23 @@ def analyse(gt: dict, detections: list[dict]) -> Analysis:
     together.
     """
     verdicts = judge(gt, detections)
-    threshold, f1 = best_threshold(verdicts)
+    matches = match(gt, detections)
+    best = best_operating_point(score_curves(matches))
+    threshold = best.threshold
     shown = table_of_errors(verdicts, threshold)
     ap = oracle_ap(verdicts)
     objects = traits.object_table(verdicts, threshold)
     return Analysis(
         verdicts,
         threshold,
-        f1,
+        best.f1,
         table_of_errors(verdicts),
         shown,
         ap,
         gains(ap),
         objects,
         traits.group_table(verdicts, objects, threshold),
-        traits.photo_table(verdicts, threshold),
+        with_something(photo_table(matches, threshold)),
         traits.label_candidates(verdicts, shown, objects, threshold),
     )
 

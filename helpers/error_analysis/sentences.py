@@ -43,8 +43,8 @@ def at_threshold(a: Analysis) -> str:
         )
     if not (predictions["kind"] == "correct").any():
         return (
-            f"**Not one of the {len(predictions):,} predictions is correct at any score**; what follows looks at "
-            f"the {min(objects, len(predictions)):,} most confident ones (score {a.threshold:.2f} or more). "
+            f"**Not one of the {len(predictions):,} predictions is correct at any score**; what follows looks at the "
+            f"{len(a.verdicts.shown(a.threshold)):,} with a score of {a.threshold:.2f} or more. "
             "See 02 and 03 before reading on."
         )
     found = int((a.objects["outcome"] == "found").sum())
@@ -206,7 +206,7 @@ def candidates(a: Analysis) -> str:
     )
 
 
-def ranking(a: Analysis) -> pd.DataFrame:
+def priorities(a: Analysis) -> pd.DataFrame:
     """What would gain the most AP50 if it were mended, best first, and in which class most of it; what to try."""
     gain = a.ap[list(TYPES.values())].sub(a.ap["AP50"], axis=0).fillna(0.0)
     counts = a.counts()
@@ -249,7 +249,7 @@ def conclusions(a: Analysis) -> str:
             f"- Classes that are predicted but never annotated count as 0 in TIDE: its gains start from "
             f"{tide_ap50(a):.3f}."
         )
-    table = ranking(a)
+    table = priorities(a)
     table = table[table["AP50 to gain"] >= 0.0005]
     if not len(table):
         return "\n".join([*lines, "", "**No type of error, mended alone, would raise AP50.**"])

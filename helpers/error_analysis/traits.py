@@ -159,31 +159,6 @@ def confused_pairs(errors: pd.DataFrame) -> pd.DataFrame:
     return pairs.sort_values(["errors", "mean_score"], ascending=False, kind="stable", ignore_index=True)
 
 
-def photo_table(verdicts: Verdicts, threshold: float) -> pd.DataFrame:
-    """A row per photo that has objects or predictions, best first: image_id, objects, correct, false, missed, f1.
-
-    The rule: F1 of the photo, 2 correct / (predictions + objects), at the threshold; among equals the photo with more
-    objects is the better one if all is right, and the worse one otherwise.
-    """
-    n = len(verdicts.photos)
-    shown = verdicts.shown(threshold)
-    correct = np.bincount(shown.loc[shown["kind"] == "correct", "photo"], minlength=n)
-    predictions, objects = np.bincount(shown["photo"], minlength=n), np.bincount(verdicts.objects["photo"], minlength=n)
-    table = pd.DataFrame(
-        {
-            "image_id": verdicts.photos["image_id"],
-            "objects": objects,
-            "correct": correct,
-            "false": predictions - correct,
-            "missed": objects - correct,
-        }
-    )
-    table = table[predictions + objects > 0]
-    table["f1"] = 2 * table["correct"] / (2 * table["correct"] + table["false"] + table["missed"])
-    weight = np.where(table["f1"] == 1, table["objects"], -(table["false"] + table["missed"]))
-    return table.iloc[np.lexsort((-weight, -table["f1"].to_numpy()))].reset_index(drop=True)
-
-
 def label_candidates(verdicts: Verdicts, errors: pd.DataFrame, objects: pd.DataFrame, threshold: float) -> pd.DataFrame:
     """Errors where the annotation may be what is wrong: ``errors`` with a column ``question``, the most suspect first.
 

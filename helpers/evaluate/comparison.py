@@ -170,7 +170,7 @@ def saved_runs(output_dir: Path, gt: dict) -> dict[str, Detections]:
     return found
 
 
-def ranking(results: list[Result], base: Result) -> pd.DataFrame:
+def run_table(results: list[Result], base: Result) -> pd.DataFrame:
     """A row per checkpoint, best first: mAP with its interval, and the paired difference to ``base``."""
     rows = []
     for result in sorted(results, key=lambda r: -r.stats["mAP"]):

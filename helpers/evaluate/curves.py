@@ -121,32 +121,25 @@ def most_confused(matrix: pd.DataFrame) -> tuple[str, str, int]:
     return matrix.index[i], matrix.columns[j], int(counts[i, j])
 
 
-def photo_scores(matches: Matches, threshold: float) -> pd.DataFrame:
-    """A row per photo with ``score >= threshold``: objects, right, wrong, missed and F1 (1 where nothing is there nor
-    shown).
+def photo_table(matches: Matches, threshold: float) -> pd.DataFrame:
+    """A row per photo with ``score >= threshold``, the best first: image_id, objects, correct, false, missed, f1.
 
-    The rule behind "worst photos first": smallest F1, then most wrong and missed boxes.
+    The one ranking of photos: F1, 2 correct / (shown + objects), and 1 where nothing is there nor shown; among perfect
+    photos the one with more objects is better, among others the one with more errors is worse; then by image_id.
     """
     shown = matches.score >= threshold
     n = len(matches.image_ids)
-    right = np.bincount(matches.image[shown & matches.right[0]], minlength=n)
-    wrong = np.bincount(matches.image[shown & ~matches.right[0] & ~matches.ignored[0]], minlength=n)
-    missed = matches.truth.sum(axis=1) - right
-    total = 2 * right + wrong + missed
-    f1 = np.divide(2 * right, total, out=np.ones(n), where=total > 0)
-    return pd.DataFrame(
-        {
-            "image_id": matches.image_ids,
-            "objects": right + missed,
-            "right": right,
-            "wrong": wrong,
-            "missed": missed,
-            "F1": f1,
-        }
-    )
+    correct = np.bincount(matches.image[shown & matches.right[0]], minlength=n)
+    false = np.bincount(matches.image[shown & ~matches.right[0] & ~matches.ignored[0]], minlength=n)
+    objects = matches.truth.sum(axis=1)
+    table = pd.DataFrame({"image_id": matches.image_ids, "objects": objects, "correct": correct, "false": false})
+    table["missed"] = table["objects"] - table["correct"]
+    total = 2 * correct + false + table["missed"]
+    table["f1"] = np.divide(2 * correct, total, out=np.ones(n), where=total > 0)
+    worth = np.where(table["f1"] == 1, objects, -(table["false"] + table["missed"]))
+    return table.iloc[np.lexsort((table["image_id"], worth, table["f1"]))[::-1]].reset_index(drop=True)
 
 
-def worst_first(photos: pd.DataFrame) -> list[int]:
-    """Image ids of :func:`photo_scores`, worst photo first."""
-    order = np.lexsort((photos["image_id"], -(photos["wrong"] + photos["missed"]), photos["F1"]))
-    return [int(i) for i in photos["image_id"].to_numpy()[order]]
+def with_something(photos: pd.DataFrame) -> pd.DataFrame:
+    """The rows of :func:`photo_table` that have objects or predictions: the F1 of the others says nothing."""
+    return photos[photos["objects"] + photos["false"] > 0].reset_index(drop=True)

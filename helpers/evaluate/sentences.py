@@ -222,13 +222,13 @@ def confusions(matrix: pd.DataFrame) -> str:
 
 
 def photos(table: pd.DataFrame) -> str:
-    """How even the quality is over photos; ``table`` of ``photo_scores``."""
+    """How even the quality is over photos; ``table`` of ``photo_table``."""
     with_objects = table[table["objects"] > 0]
     if not len(with_objects):
         return "No photo has an object to be found."
-    perfect, hopeless = (int((with_objects["F1"] == value).sum()) for value in (1, 0))
+    perfect, hopeless = (int((with_objects["f1"] == value).sum()) for value in (1, 0))
     return (
-        f"Half of the {len(with_objects):,} photos with objects have an F1 of {with_objects['F1'].median():.2f} "
+        f"Half of the {len(with_objects):,} photos with objects have an F1 of {with_objects['f1'].median():.2f} "
         f"or more; in "
         f"{perfect:,} everything is right, in {hopeless:,} nothing is."
     )

@@ -14,7 +14,6 @@ from helpers.config import load_config
 from helpers.error_analysis import crops, sentences, traits
 from helpers.error_analysis.analysis import (
     analyse,
-    best_threshold,
     count_types,
     delta_ap,
     error_table,
@@ -22,6 +21,8 @@ from helpers.error_analysis.analysis import (
     write_error_analysis,
 )
 from helpers.error_analysis.tide import BOX, TYPES, judge
+from helpers.evaluate.curves import best_operating_point, photo_table, score_curves, with_something
+from helpers.evaluate.matching import match
 from helpers.files import UserError
 from helpers.index import CocoIndex
 from helpers.metrics import coco_metrics, ground_truth
@@ -244,16 +245,17 @@ def test_the_view_at_a_threshold_is_the_table_of_those_detections(gt, threshold)
 
 
 def test_threshold_has_the_best_f1(gt):
-    """A threshold between two equal scores, or an F1 that forgets the objects nobody predicted."""
+    """A threshold between two equal scores, or an F1 that forgets the objects nobody predicted; another than 04's."""
     detections = [{**d, "score": round(d["score"], 2)} for d in made_up_detections(gt, seed=6)]
-    threshold, f1 = best_threshold(judge(gt, detections))
+    a = analyse(gt, detections)
     by_hand = {}
-    for t in np.round(np.arange(0, 1.01, 0.05), 2).tolist() + [threshold]:
+    for t in np.round(np.arange(0, 1.01, 0.05), 2).tolist() + [a.threshold]:
         verdicts = judge(gt, [d for d in detections if d["score"] >= t])
         kinds = verdicts.predictions["kind"].value_counts()
         counted = kinds.sum() - kinds["ignored"]
         by_hand[t] = 2 * kinds["correct"] / max(counted + len(verdicts.objects), 1)
-    assert f1 == pytest.approx(by_hand[threshold]) and f1 >= max(by_hand.values())
+    assert a.f1 == pytest.approx(by_hand[a.threshold]) and a.f1 >= max(by_hand.values())
+    assert a.threshold == best_operating_point(score_curves(match(gt, detections))).threshold
 
 
 def test_detections_of_another_data_set_are_refused():
@@ -316,7 +318,7 @@ def test_groups_recall_and_precision_by_hand():
 
 
 def test_photos_are_ranked_by_the_stated_rule():
-    """Photos without anything to find or to predict have no F1; among perfect photos the fuller one is the better."""
+    """Photos without anything to find or to predict say nothing; among perfect photos the fuller one is the better."""
     gt = small_gt((CUP, 10, 10, 50, 50), photos=5)
     gt["annotations"] += [
         {**gt["annotations"][0], "id": 20 + k, "image_id": 11, "bbox": [100 * k, 10, 50, 50]} for k in range(2)
@@ -328,8 +330,11 @@ def test_photos_are_ranked_by_the_stated_rule():
         + found((CUP, 0.9, 300, 200, 50, 50), image_id=12)
         + found((CUP, 0.9, 300, 200, 50, 50), image_id=13)
     )
-    photos = traits.photo_table(judge(gt, detections), 0.5)
-    assert photos["image_id"].tolist() == [11, 10, 13, 12] and photos["f1"].tolist() == [1, 1, 0, 0]
+    photos = photo_table(match(gt, detections), 0.5)
+    assert photos["image_id"].tolist() == [11, 10, 14, 13, 12] and photos["f1"].tolist() == [1, 1, 1, 0, 0]
+    assert with_something(photos)["image_id"].tolist() == [11, 10, 13, 12]
+    a = analyse(gt, detections)
+    assert a.photos.equals(with_something(photo_table(match(gt, detections), a.threshold)))
 
 
 def test_label_candidates_follow_their_rule():
@@ -358,7 +363,7 @@ def test_sentences_say_what_the_tables_say(gt):
     a = analyse(gt, made_up_detections(gt, seed=8))
     text = sentences.conclusions(a)
     best = max(a.delta_ap, key=a.delta_ap.get)
-    ranked = sentences.ranking(a)
+    ranked = sentences.priorities(a)
     assert TYPES[ranked.iloc[0]["type of error"]] == best and ranked["AP50 to gain"].is_monotonic_decreasing
     assert f"1. **{ranked.iloc[0]['type of error']}**: +{100 * a.delta_ap[best]:.1f} points" in text
     shown = a.verdicts.shown(a.threshold)
@@ -441,7 +446,7 @@ def test_degenerate_detectors_give_a_sentence_not_a_crash(index, tmp_path, case)
         "one class without objects": "count as 0 in TIDE",
     }
     assert expected[case] in text and "nan" not in text.lower()
-    assert len(sentences.ranking(analysis)) == len(TYPES)
+    assert len(sentences.priorities(analysis)) == len(TYPES)
 
 
 def test_files_and_pictures_are_views_of_the_table(index, tmp_path):

@@ -68,9 +68,7 @@ def _with_context(boxes_xyxy: np.ndarray, width: int, height: int) -> tuple[int,
 
 
 def crop_grid(index: CocoIndex, errors: pd.DataFrame) -> Figure:
-    """A picture per row of ``errors``, four in a line, under its caption (and ``question``, where the table has
-    one).
-    """
+    """A picture per row of ``errors``, four in a line, under its caption (and ``question``, where there is one)."""
     tiles = []
     for row in errors.to_dict("records"):
         text = caption(row) if "question" not in row else f"{row['question']} {caption(row).partition(': ')[2]}"

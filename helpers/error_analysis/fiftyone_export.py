@@ -1,6 +1,4 @@
-"""A run as a FiftyOne dataset, for those who want to browse there: 05's errors as tags, and FiftyOne's own
-evaluation.
-"""
+"""A run as a FiftyOne dataset, to browse there: 05's errors as tags, and FiftyOne's own evaluation."""
 
 from __future__ import annotations
 
@@ -55,15 +53,8 @@ def to_fiftyone(cfg: Config, threshold: float | None = None):
         if records:
             add_coco_labels(dataset, field, records, gt["categories"], coco_id_field="image_id")
     if len(index):
-        dataset.evaluate_detections(
-            "predictions",
-            "ground_truth",
-            EVALUATION,
-            method="coco",
-            iou=0.5,
-            classes=list(index.classes),
-            progress=False,
-        )
+        kind = {"method": "coco", "iou": 0.5, "classes": list(index.classes), "progress": False}
+        dataset.evaluate_detections("predictions", "ground_truth", EVALUATION, **kind)
     return dataset
 
 
@@ -73,16 +64,8 @@ def _tagged(gt: dict, verdicts: Verdicts, threshold: float) -> tuple[list[dict],
     """
     errors = table_of_errors(verdicts, threshold)
     missed = set(errors.loc[errors["type"] == "missed", "annotation_id"])
-    truth = [
-        {
-            **a,
-            "iscrowd": bool(a["iscrowd"]),
-            "annotation_id": a["id"],
-            "coco_area": a["area"],
-            "tags": ["missed"] * (a["id"] in missed),
-        }
-        for a in gt["annotations"]
-    ]
+    attributes = lambda a: {"annotation_id": a["id"], "coco_area": a["area"], "tags": ["missed"] * (a["id"] in missed)}
+    truth = [{**a, "iscrowd": bool(a["iscrowd"]), **attributes(a)} for a in gt["annotations"]]
     rows = verdicts.predictions[verdicts.predictions["score"] >= threshold]
     annotation_ids = np.append(verdicts.objects["annotation_id"], -1)[rows["object"]].tolist()
     predicted = [

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image, ImageDraw, ImageFont
 
-from helpers.boxes import xywh_to_xyxy
+from helpers.boxes import intersection, xywh_to_xyxy
 from helpers.dataset import read_image
 from helpers.index import CocoIndex
 from helpers.pictures.colours import PREDICTED, TRUTH
@@ -174,19 +174,13 @@ def _label(canvas: ImageDraw.ImageDraw, xyxy: tuple, box: Box, font, size: tuple
         (min(max(x, 0), max(size[0] - width - 1, 0)), min(max(y, 0), max(size[1] - height - 1, 0)))
         for x, y in (above + below if box.predicted else below + above) + inside
     ]
-    hidden = overlaps(np.array([(x, y, x + width, y + height) for x, y in places]), np.array(taken).reshape(-1, 4))
+    places_xyxy = np.array([(x, y, x + width, y + height) for x, y in places])
+    hidden = intersection(places_xyxy, np.array(taken).reshape(-1, 4)).sum(axis=1)
     if hidden.min() <= 0.15 * width * height:
         x, y = places[int(hidden.argmin())]
         taken.append((x, y, x + width, y + height))
         canvas.rectangle(taken[-1], fill=box.colour)
         canvas.text((x + 3, y + 1), text, fill="white", font=font)
-
-
-def overlaps(a_xyxy: np.ndarray, b_xyxy: np.ndarray) -> np.ndarray:
-    """How much of each rectangle of [n, 4] those of [m, 4] cover together, in square pixels, [n]."""
-    top_left = np.maximum(a_xyxy[:, None, :2], b_xyxy[None, :, :2])  # [n, m, 2]
-    bottom_right = np.minimum(a_xyxy[:, None, 2:], b_xyxy[None, :, 2:])
-    return np.clip(bottom_right - top_left, 0, None).prod(axis=2).sum(axis=1)
 
 
 def one_line(text: str, most: int) -> str:

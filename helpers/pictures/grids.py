@@ -58,9 +58,7 @@ def sample_grid(index: CocoIndex, n: int = 8, seed: int = 0) -> Figure:
 
 
 def batch_grid(images: np.ndarray, boxes_xyxy: list[np.ndarray], names: list[list[str]], titles: list[str]) -> Figure:
-    """A batch drawn back from its tensors: uint8 [B, H, W, 3] with padding, boxes in pixels of each photo without
-    padding.
-    """
+    """A batch drawn back from its tensors: uint8 [B, H, W, 3] with padding; boxes in pixels of each photo."""
     return before_after(list(zip(images, boxes_xyxy, names)), titles)
 
 

@@ -12,14 +12,7 @@ from PIL import Image, ImageColor
 
 from helpers.config import load_config
 from helpers.error_analysis import crops, sentences, traits
-from helpers.error_analysis.analysis import (
-    analyse,
-    count_types,
-    delta_ap,
-    error_table,
-    table_of_errors,
-    write_error_analysis,
-)
+from helpers.error_analysis.analysis import analyse, count_types, error_table, table_of_errors, write_error_analysis
 from helpers.error_analysis.tide import BOX, TYPES, judge
 from helpers.evaluate.curves import best_operating_point, photo_table, score_curves, with_something
 from helpers.evaluate.matching import match
@@ -108,7 +101,7 @@ def test_gains_and_counts_equal_tidecv(gt, case):
     assert (verdicts.beyond_cap > 0) == (case == "more than 100 a photo")
     ap50, gains, counts = by_tidecv(gt, detections)
     assert min(counts.values()) > 5, "a type without errors would be compared with nothing"
-    ours = delta_ap(gt, detections)
+    ours = analyse(gt, detections).delta_ap
     assert {k: pytest.approx(v, abs=1e-9) for k, v in gains.items()} == ours
     assert dict(zip(TYPES.values(), count_types(error_table(gt, detections)))) == counts
     assert analyse(gt, detections).ap["AP50"].mean() == pytest.approx(ap50, abs=1e-9)
@@ -169,10 +162,10 @@ def test_duplicate_on_an_object_of_another_class_is_a_classification_error():
 def test_prices_by_hand():
     """An oracle that mends one type must change nothing else; the 101-point AP of half the recall is 51/101."""
     gt = small_gt((CUP, 10, 10, 50, 50), (CUP, 200, 200, 50, 50))
-    gains = delta_ap(gt, found((CUP, 0.9, 10, 10, 50, 50)))
+    gains = analyse(gt, found((CUP, 0.9, 10, 10, 50, 50))).delta_ap
     assert gains == {**dict.fromkeys(TYPES.values(), 0.0), "Miss": pytest.approx(1 - 51 / 101)}
     # a background box before the correct one halves precision: 51 recall points at 1/2, and the missed cup
-    gains = delta_ap(gt, found((CUP, 0.9, 10, 10, 50, 50), (CUP, 0.95, 300, 10, 50, 50)))
+    gains = analyse(gt, found((CUP, 0.9, 10, 10, 50, 50), (CUP, 0.95, 300, 10, 50, 50))).delta_ap
     assert gains["Bkg"] == pytest.approx(51 / 101 / 2) and gains["Miss"] == pytest.approx(1 / 2 - 51 / 101 / 2)
 
 
@@ -180,7 +173,7 @@ def test_only_one_error_wins_a_free_object():
     """Two errors about one object, both mended to correct ones, would give a recall above 1."""
     gt = small_gt((CUP, 100, 100, 100, 100))
     both = found((BOWL, 0.9, 100, 100, 100, 100), (CUP, 0.8, 150, 100, 100, 100))
-    gains = delta_ap(gt, both)
+    gains = analyse(gt, both).delta_ap
     assert gains["Loc"] == 0.0, "the classification error is more confident: the box alone wins nothing"
     # bowl: predicted, never annotated, AP 0 in TIDE's mean; mended it disappears and cup has AP 1 (from 0)
     assert gains["Cls"] == pytest.approx(1.0)
@@ -468,7 +461,7 @@ def test_files_and_pictures_are_views_of_the_table(index, tmp_path):
     table = pd.read_csv(folder / "errors.csv")
     tide = orjson.loads((folder / "tide.json").read_bytes())
     assert tide["counts"] == {TYPES[name]: int((table["type"] == name).sum()) for name in TYPES}
-    assert tide["delta_ap"] == delta_ap(ground_truth(index), detections)
+    assert tide["delta_ap"] == analyse(ground_truth(index), detections).delta_ap
     assert len(pd.read_csv(folder / "errors_at_threshold.csv")) == len(analysis.shown)
 
 

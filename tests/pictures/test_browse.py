@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 from PIL import Image, ImageColor
 
+from helpers.boxes import intersection
 from helpers.index import CocoIndex
 from helpers.pictures import draw as draw_module
 from helpers.pictures.browse import ALL_ERRORS, CONFIDENT_FIRST, DATA_SET_ORDER, EVERYTHING, WORST_FIRST, browse
@@ -261,7 +262,7 @@ def test_labels_stay_inside_the_picture_and_hide_no_other(index, monkeypatch):
         assert 0 <= x0 < x1 <= w and 0 <= y0 < y1 <= h
     rectangles = np.array([rectangle for rectangle, _ in placed])
     for k, rectangle in enumerate(rectangles):
-        hidden = draw_module.overlaps(rectangle[None], np.delete(rectangles, k, axis=0))[0]
+        hidden = intersection(rectangle[None], np.delete(rectangles, k, axis=0)).sum()
         assert hidden <= 0.2 * np.prod(rectangle[2:] - rectangle[:2])
 
 

@@ -14,7 +14,7 @@ from helpers.pictures.draw import Box, jpeg, show, visible_boxes
 from helpers.pictures.grids import sheet, tile
 
 
-def caption(row: dict) -> str:
+def in_words(row: dict) -> str:
     """What is wrong, in words; ``row`` is a row of the error table as a dict, here and below."""
     score = f"{row['predicted_class']} {row['score']:.2f}"
     texts = {
@@ -31,7 +31,7 @@ def caption(row: dict) -> str:
 
 def error_jpeg(index: CocoIndex, row: dict, size: int = 520) -> bytes:
     """The crop of :func:`error_crop` under its caption and the photo's id, as JPEG."""
-    return jpeg(tile(error_crop(index, row, size), f"{caption(row)}\nphoto {row['image_id']}", size, 16))
+    return jpeg(tile(error_crop(index, row, size), f"{in_words(row)}\nphoto {row['image_id']}", size, 16))
 
 
 def error_crop(index: CocoIndex, row: dict, size: int = 520) -> Image.Image:
@@ -71,7 +71,7 @@ def crop_grid(index: CocoIndex, errors: pd.DataFrame) -> Figure:
     """A picture per row of ``errors``, four in a line, under its caption (and ``question``, where there is one)."""
     tiles = []
     for row in errors.to_dict("records"):
-        text = caption(row) if "question" not in row else f"{row['question']} {caption(row).partition(': ')[2]}"
+        text = in_words(row) if "question" not in row else f"{row['question']} {in_words(row).partition(': ')[2]}"
         tiles.append(tile(error_crop(index, row, 235), text, 235))
     return sheet(tiles, 4, "Nothing to show: there is no such error.")
 

@@ -38,17 +38,12 @@ def object_table(verdicts: Verdicts, threshold: float) -> pd.DataFrame:
     about = about.assign(wrong=about["kind"] != "correct").sort_values("wrong", kind="stable")
     outcome = about.drop_duplicates("object").set_index("object")["kind"].astype(object).replace("correct", "found")
     outcome = outcome.reindex(range(len(objects))).fillna("missed")
-    table = pd.DataFrame(
-        {
-            "image_id": verdicts.photos["image_id"].to_numpy()[objects["photo"]],
-            "annotation_id": objects["annotation_id"],
-            "class": np.array(verdicts.classes, dtype=object)[objects["label"]],
-            "area": objects["area"],
-            "outcome": pd.Categorical(outcome, OUTCOMES),
-        }
-    )
+    table = objects[["annotation_id", "area", *BOX]].assign(**_traits(verdicts, objects, objects["area"]))
+    table["image_id"] = verdicts.photos["image_id"].to_numpy()[objects["photo"]]
+    table["class"] = np.array(verdicts.classes, dtype=object)[objects["label"]]
+    table["outcome"] = pd.Categorical(outcome, OUTCOMES)
     table["overlapping objects"] = _binned(_overlapping(verdicts), (1, 3), TRAITS["overlapping objects"])
-    return table.assign(**_traits(verdicts, objects, objects["area"]), **{side: objects[side] for side in BOX})
+    return table
 
 
 def _overlapping(verdicts: Verdicts) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Look at predictions photo by photo: :func:`browse` is a slider over all of them in Jupyter."""
+"""Look at predictions photo by photo, in Jupyter."""
 
 from __future__ import annotations
 
@@ -14,25 +14,17 @@ EVERYTHING, ALL_ERRORS, ALL_CLASSES = "all predictions", "all errors", "all clas
 DATA_SET_ORDER, WORST_FIRST, CONFIDENT_FIRST = "data set order", "worst photo first", "most confident error first"
 
 
-def browse(
-    index: CocoIndex,
-    detections: list[dict],
-    errors: pd.DataFrame | None = None,
-    order: list[int] | None = None,
-    threshold: float = 0.5,
-) -> Browser:
+class Browser(VBox):
     """A slider over the photos of ``index``, to be shown in a notebook.
 
     ``errors``: rows of ``error_table``, gives a filter by error type; ``order``: image ids, worst photo first;
-    ``threshold``: the score threshold to start with. Works without Jupyter too, where nobody can move it.
+    ``threshold``: the score threshold to start with. Works without Jupyter too, where nobody can move it. ``picture``
+    holds the JPEG; ``count`` is the number of predicted boxes on it.
     """
-    return Browser(index, detections, errors, order, threshold)
 
-
-class Browser(VBox):
-    """The widgets of :func:`browse`. ``picture`` holds the JPEG; ``count`` is the number of predicted boxes on it."""
-
-    def __init__(self, index: CocoIndex, detections: list[dict], errors: pd.DataFrame | None, order, threshold: float):
+    def __init__(
+        self, index: CocoIndex, detections: list[dict], errors: pd.DataFrame | None = None, order=None, threshold=0.5
+    ):
         self.index, self.errors, self.order, self.count = index, errors, order, 0
         self._detections: dict[int, list[dict]] = {}
         for row in detections:

@@ -19,7 +19,9 @@ from helpers.train.fast_path import take_fast_path
 
 
 def load_checkpoint(cfg: Config, classes: tuple[str, ...], checkpoint: str) -> Detector:
-    """``start`` (the untouched ``cfg.model``), ``best``, ``last``, ``epoch_N`` of the run, or a folder."""
+    """``start`` (the untouched ``cfg.model`` with its class head), ``best``, ``last``, ``epoch_N`` of the run, or a
+    folder.
+    """
     if checkpoint == "start":
         return load_detector(cfg, classes)
     folder = cfg.run_dir / f"checkpoint_{checkpoint}"
@@ -58,13 +60,17 @@ def evaluate_checkpoint(
 
 
 def record_metrics(path: Path, run: str, checkpoint: str, stats: dict[str, float]) -> pd.DataFrame:
-    """metrics.csv with a run's checkpoint (in place of its earlier row), the run's start checkpoint first."""
-    table = pd.DataFrame([{"run": run, "checkpoint": checkpoint, **stats}])
+    """Put a run's checkpoint into metrics.csv (in place of its earlier row), a run's start checkpoint first; the
+    table.
+    """
+    row = pd.DataFrame([{"run": run, "checkpoint": checkpoint, **stats}])
     if path.exists():
-        old = pd.read_csv(path, dtype={"run": str, "checkpoint": str})
-        table = pd.concat([old[(old["run"] != run) | (old["checkpoint"] != checkpoint)], table], ignore_index=True)
+        table = pd.read_csv(path, dtype={"run": str, "checkpoint": str})
+        table = pd.concat(
+            [table[~((table["run"] == run) & (table["checkpoint"] == checkpoint))], row], ignore_index=True
+        )
         runs = list(dict.fromkeys(table["run"]))
         key = [(runs.index(r), c != "start") for r, c in zip(table["run"], table["checkpoint"])]
-        table = table.iloc[sorted(range(len(table)), key=key.__getitem__)].reset_index(drop=True)
-    write_atomic(path, table.to_csv(index=False))
-    return table
+        row = table.iloc[sorted(range(len(table)), key=key.__getitem__)].reset_index(drop=True)
+    write_atomic(path, row.to_csv(index=False))
+    return row

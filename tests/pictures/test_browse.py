@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from helpers.download.coco import read_index
 from helpers.index import CocoIndex
 from helpers.pictures import draw as draw_module
 from helpers.pictures.browse import ALL_ERRORS, CONFIDENT_FIRST, DATA_SET_ORDER, EVERYTHING, WORST_FIRST, browse
@@ -19,7 +20,7 @@ from helpers.pictures.draw import draw, visible_boxes
 
 @pytest.fixture(scope="module")
 def index(coco_source) -> CocoIndex:
-    whole = CocoIndex.open(coco_source / "annotations" / "instances_val2017.json", coco_source / "images" / "val2017")
+    whole = read_index(coco_source / "annotations" / "instances_val2017.json", coco_source / "images" / "val2017")
     return whole.take(np.array([i for i in range(len(whole)) if 1 < len(whole.rows(i)) < 15][:8]))
 
 

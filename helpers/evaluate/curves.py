@@ -12,7 +12,7 @@ import pandas as pd
 
 from helpers.evaluate.bootstrap import RECALLS
 from helpers.evaluate.matching import Matches
-from helpers.metrics import Detections
+from helpers.metrics import numbered
 
 THRESHOLDS = np.round(np.linspace(0, 1, 101), 2)
 BACKGROUND = "background"
@@ -93,8 +93,9 @@ def confusion(gt: dict, detections: list[dict], matches: Matches, threshold: flo
     from hotcoco import COCO, COCOeval
 
     rows = matches.row[(matches.score >= threshold) & ~matches.ignored[0]]
+    gt, detections = numbered(gt, detections)
     coco = COCO(gt)
-    given = coco.load_res(Detections.of(detections).table(np.sort(rows)))
+    given = coco.load_res(detections.table(np.sort(rows)))
     found = COCOeval(coco, given, "bbox").confusion_matrix(iou_thr=0.5)
     place = {category: i for i, category in enumerate(found["cat_ids"])}
     order = [place[c["id"]] for c in gt["categories"]] + [len(place)]

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image, ImageColor
 
 from helpers.config import load_config
+from helpers.download.coco import read_index
 from helpers.error_analysis import crops, sentences, traits
 from helpers.error_analysis.analysis import analyse, count_types, error_table, table_of_errors, write_error_analysis
 from helpers.error_analysis.tide import BOX, TYPES, judge
@@ -26,7 +27,7 @@ CUP, BOWL = 1, 2
 
 @pytest.fixture(scope="module")
 def index(coco_source) -> CocoIndex:
-    index = CocoIndex.open(coco_source / "annotations" / "instances_val2017.json", coco_source / "images" / "val2017")
+    index = read_index(coco_source / "annotations" / "instances_val2017.json", coco_source / "images" / "val2017")
     return index.take(np.arange(min(len(index), 80)))
 
 
@@ -471,7 +472,7 @@ def one_photo(tmp_path, size=(400, 300), name="<script>cup") -> CocoIndex:
     gt["images"][0] |= {"width": size[0], "height": size[1], "file_name": "0.png"}
     gt["categories"][0]["name"] = name
     (tmp_path / "gt.json").write_bytes(orjson.dumps(gt))
-    return CocoIndex.open(tmp_path / "gt.json", tmp_path)
+    return read_index(tmp_path / "gt.json", tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torchvision.transforms.v2 import InterpolationMode
 
+from helpers.download.coco import read_index
 from helpers.evaluate import comparison, figures, sentences
 from helpers.evaluate.bootstrap import class_ap, draw_weights, replicates_for
 from helpers.evaluate.comparison import (
@@ -82,7 +83,7 @@ def jittered(gt: dict, seed: int, noise: float, ties: bool = False) -> list[dict
 
 @pytest.fixture(scope="module")
 def index(coco_source) -> CocoIndex:
-    whole = CocoIndex.open(coco_source / "annotations" / "instances_val2017.json", coco_source / "images" / "val2017")
+    whole = read_index(coco_source / "annotations" / "instances_val2017.json", coco_source / "images" / "val2017")
     crowded = [i for i in range(len(whole)) if whole.iscrowd[whole.rows(i)].any()]
     rest = [i for i in range(len(whole)) if i not in set(crowded)]
     return whole.take(np.sort((crowded[:15] + rest)[:PHOTOS]))

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image, ImageColor
 
 from helpers.boxes import intersection
+from helpers.download.coco import read_index
 from helpers.index import CocoIndex
 from helpers.pictures import draw as draw_module
 from helpers.pictures.browse import ALL_ERRORS, CONFIDENT_FIRST, DATA_SET_ORDER, EVERYTHING, WORST_FIRST, Browser
@@ -23,7 +24,7 @@ RED, GREEN = ImageColor.getrgb(PREDICTED), ImageColor.getrgb(TRUTH)
 
 @pytest.fixture(scope="module")
 def index(coco_source) -> CocoIndex:
-    whole = CocoIndex.open(coco_source / "annotations" / "instances_val2017.json", coco_source / "images" / "val2017")
+    whole = read_index(coco_source / "annotations" / "instances_val2017.json", coco_source / "images" / "val2017")
     return whole.take(np.array([i for i in range(len(whole)) if 1 < len(whole.rows(i)) < 15][:8]))
 
 

@@ -15,6 +15,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from helpers.config import Config, load_config
 from helpers.devices import environment
+from helpers.download.coco import read_index
 from helpers.error_analysis.tide import TYPES
 from helpers.evaluate.checkpoint import record_metrics
 from helpers.files import notebooks, write_atomic, write_json
@@ -83,6 +84,7 @@ def _dataset(cfg: Config) -> None:
                 opened.save(path)
         categories = [{"id": c, "name": name} for c, name in zip((1, 2, 10), CLASSES)]
         write_json(cfg.annotation_file(split), {"images": images, "annotations": annotations, "categories": categories})
+        read_index(cfg.annotation_file(split), cfg.image_dir(split)).save(cfg.annotation_file(split))
         manifest["splits"][split] = {"images": len(images), "annotations": len(annotations), "crowd": 1, "dropped": []}
     write_json(cfg.data_dir / "manifest.json", manifest)
 

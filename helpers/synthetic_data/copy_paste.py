@@ -5,13 +5,14 @@ Strong Data Augmentation Method for Instance Segmentation", arXiv 2012.07177).
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import cv2
 import numpy as np
 
 from helpers.index import CocoIndex
 from helpers.scenes.compositor import Canvas, Layer, Sprite, cropped, premultiplied
-from helpers.synthetic_data.objects import Pool, Segmentations
+from helpers.synthetic_data.objects import Pool, Segmentations, originals
 
 MIN_VISIBLE = 0.3  # share of a thing that occlusion and the border must leave, or it is no object to learn from
 MIN_SIDE = 4  # pixels of the shorter side of what is visible
@@ -53,7 +54,7 @@ class Pasted:
     refused: int = 0  # sprites that found no place
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class CopyPaste:
     """Pastes onto photos of ``segmentations.index``.
 
@@ -66,11 +67,14 @@ class CopyPaste:
     pool: Pool
     objects: int
     places: str = "random"
-    context: Context | None = None
 
-    def __post_init__(self):
-        if self.places == "context" and self.context is None:
-            object.__setattr__(self, "context", Context.of(self.segmentations.index))
+    @cached_property
+    def context(self) -> Context | None:
+        return Context.of(self.segmentations.index) if self.places == "context" else None
+
+    @cached_property
+    def original(self) -> np.ndarray:
+        return originals(self.segmentations.index)
 
     def __call__(self, image: np.ndarray, i: int, seed, most: int | None = None) -> Pasted:
         """Photo ``i`` of the index, uint8 [H, W, 3] at any size, is painted on, with at most ``most`` sprites.
@@ -82,7 +86,7 @@ class CopyPaste:
         painter = _Painter(self, image, i)
         for _ in range(count if most is None else min(count, most)):
             label = self._draw_class(rng, i)
-            sprite = self.pool.draw(rng, label, i)
+            sprite = self.pool.draw(rng, label, int(self.original[i]))
             if sprite is None or not painter.paste(rng, sprite, label):
                 painter.refused += 1
         return painter.result()

@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import pandas as pd
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from helpers.boxes import xywh_to_xyxy
-from helpers.dataset import read_image
-from helpers.pictures.colours import BLUE, GREY, ORANGE, PURPLE, SKY
+from helpers.pictures.colours import BLUE, ORANGE, PURPLE, SKY
 from helpers.pictures.grids import before_after
-from helpers.scenes.compositor import Layer, Sprite
+from helpers.scenes.compositor import Layer
 from helpers.synthetic_data.copy_paste import CopyPaste
 from helpers.synthetic_data.offline import Synthetic
 

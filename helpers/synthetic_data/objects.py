@@ -76,34 +76,25 @@ class Segmentations:
         box = index.boxes_xyxy[row].reshape(2, 2) * factor
         left, top = np.clip(np.floor(box[0] + 1e-4).astype(int), 0, [width - 1, height - 1]).tolist()
         right, bottom = np.clip(np.ceil(box[1] - 1e-4).astype(int), [left + 1, top + 1], [width, height]).tolist()
-        segmentation, mask = self.of(row), None
-        if isinstance(segmentation, dict):
-            mask = _from_rle(segmentation, height, width)[top:bottom, left:right]
-        elif segmentation:
-            mask = _from_polygons(segmentation, factor, left, top, bottom - top, right - left)
+        whole = _whole_mask(self.of(row), factor, height, width)
+        mask = None if whole is None else whole[top:bottom, left:right]
         if mask is None or not mask.any():
             mask = np.ones((bottom - top, right - left), bool)
         return Layer(row, int(mask.sum()), np.ascontiguousarray(mask), left, top, bool(index.iscrowd[row]))
 
 
-def _from_polygons(polygons, factor: np.ndarray, left: int, top: int, height: int, width: int) -> np.ndarray | None:
-    """bool [height, width]: the polygons times ``factor``, seen through a window whose corner is at (left, top)."""
-    moved = [
-        (np.array(points, float).reshape(-1, 2) * factor - [left, top]).ravel().tolist()
-        for points in polygons
-        if len(points) >= 6 and len(points) % 2 == 0
-    ]
-    if not moved:
+def _whole_mask(segmentation, factor: np.ndarray, height: int, width: int) -> np.ndarray | None:
+    """bool [height, width]: COCO's RLE at this size, or polygons times ``factor`` (x, y); None: there is neither."""
+    if isinstance(segmentation, dict):
+        if isinstance(segmentation["counts"], list):
+            segmentation = coco_mask.frPyObjects(segmentation, *segmentation["size"])
+        whole = cv2.resize(coco_mask.decode(segmentation), (width, height), interpolation=cv2.INTER_NEAREST)
+        return whole.astype(bool)
+    points = [np.array(polygon, float) for polygon in segmentation or () if len(polygon) >= 6]
+    scaled = [(xy[: len(xy) // 2 * 2].reshape(-1, 2) * factor).ravel().tolist() for xy in points]
+    if not scaled:
         return None
-    return coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(moved, height, width))).astype(bool)
-
-
-def _from_rle(rle: dict, height: int, width: int) -> np.ndarray:
-    """bool [height, width], from a run-length encoding of any size."""
-    if isinstance(rle["counts"], list):
-        rle = coco_mask.frPyObjects(rle, *rle["size"])
-    whole = coco_mask.decode(rle)
-    return cv2.resize(whole, (width, height), interpolation=cv2.INTER_NEAREST).astype(bool)
+    return coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(scaled, height, width))).astype(bool)
 
 
 def encoded(mask: np.ndarray) -> dict:
@@ -126,9 +117,15 @@ class Pool:
         return np.unique(self.labels)
 
     def draw(self, rng: np.random.Generator, label: int, i: int) -> Sprite | None:
-        """A random sprite of a class that is from another photo than ``i``; None where there is none."""
+        """A random sprite of a class that is from another photo than ``i`` (of ``originals``); None: there is none."""
         choices = [k for k in np.flatnonzero(self.labels == label) if self.sprites[k].base[0] != i]
         return self.sprites[choices[rng.integers(len(choices))]] if choices else None
+
+
+def originals(index: CocoIndex) -> np.ndarray:
+    """[N] for each photo of an index the first one that is the same file."""
+    _, first, which = np.unique(index.file_names, return_index=True, return_inverse=True)
+    return first[which]
 
 
 def cut_pool(segmentations: Segmentations, seed: int, per_class: int = 100) -> Pool:
@@ -179,6 +176,7 @@ def _unusable(segmentations: Segmentations, owner: np.ndarray) -> np.ndarray:
         ("cut by the border", (x < 1) | (y < 1) | (x + w > width - 1) | (y + h > height - 1)),
         ("no mask", ~segmentations.there),
         ("crowd region", index.iscrowd),
+        ("photo that is there twice", originals(index)[owner] != owner),
     ):  # the last one that holds counts
         reasons[holds] = reason
     return reasons

@@ -36,13 +36,18 @@ class Synthetic:
 def make_synthetic(copy_paste: CopyPaste, seed: int, number: int) -> Synthetic:
     """A synthetic photo by itself, at the size of its background; a function of its arguments.
 
-    Backgrounds come in a random order, each once before one comes again. Raises OSError where a photo cannot be read.
+    Raises OSError where the background cannot be read.
     """
     index = copy_paste.segmentations.index
-    turn, place = divmod(number, len(index))
-    i = int(np.random.default_rng((seed, 2, turn)).permutation(len(index))[place])
+    i = background(len(index), seed, number)
     image = read_image(index.path(i), int(index.heights[i]), int(index.widths[i]))
     return Synthetic(number, i, copy_paste(image, i, (seed, 3, number)))
+
+
+def background(photos: int, seed: int, number: int) -> int:
+    """Which of the photos number ``number`` is painted on: in a random order, each once before one comes again."""
+    turn, place = divmod(number, photos)
+    return int(np.random.default_rng((seed, 2, turn)).permutation(photos)[place])
 
 
 def write_synthetic(folder: Path, copy_paste: CopyPaste, count: int, seed: int, first_id: int = 1) -> dict:

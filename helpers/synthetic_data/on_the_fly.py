@@ -21,15 +21,14 @@ class PasteStep:
     """
 
     copy_paste: CopyPaste
-    most_objects: int | None = None
 
     def __call__(
-        self, image: np.ndarray, boxes_xyxy: np.ndarray, i: int, rows: np.ndarray, seed: int
+        self, image: np.ndarray, boxes_xyxy: np.ndarray, i: int, rows: np.ndarray, seed: int, most_objects=None
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Photo ``i`` uint8 [H, W, 3], its ``boxes_xyxy`` [n, 4] in pixels and their ``rows`` [n] in the index, to the
-        picture, boxes and labels after pasting. A function of its arguments alone.
+        picture, boxes and labels after pasting, ``most_objects`` at most. A function of its arguments alone.
         """
-        most = None if self.most_objects is None else max(self.most_objects - len(rows), 0)
+        most = None if most_objects is None else max(most_objects - len(rows), 0)
         index, pasted = self.copy_paste.segmentations.index, self.copy_paste(image, i, (seed, 1), most)
         boxes_xyxy, keep = boxes_xyxy.copy(), np.ones(len(rows), bool)
         for k, row in enumerate(rows.tolist()):

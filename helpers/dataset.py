@@ -60,10 +60,13 @@ class CocoDetection(torch.utils.data.Dataset):
     A sample is ``{"image": uint8 [H, W, 3], "boxes_xyxy": float32 [n, 4] (pixels of ``image``), "class_labels": int64
     [n], "image_id": int, "orig_size": (height, width)}``. Crowd regions are left out: they are no single object to
     learn from. A photo that cannot be decoded gives ``{"image": None, ...}``, which the collator drops and counts. Of a
-    photo with more than ``most_objects`` the largest are taken.
+    photo with more than ``most_objects`` the largest are taken. ``paste`` (a ``PasteStep`` of ``synthetic_data``) puts
+    more of them onto the resized photo, before ``augment``.
     """
 
-    def __init__(self, index: CocoIndex, resize, augment=None, seed: int = 0, most_objects: int | None = None):
+    def __init__(
+        self, index: CocoIndex, resize, augment=None, seed: int = 0, most_objects: int | None = None, paste=None
+    ):
         self.index, self.resize, self.augment, self.seed, self.epoch, self.most_objects = (
             index,
             resize,
@@ -72,6 +75,7 @@ class CocoDetection(torch.utils.data.Dataset):
             0,
             most_objects,
         )
+        self.paste = paste
         _ = (
             index.boxes_xyxy
         )  # computed here and not in each data-loader worker, which would then have a copy of its own
@@ -91,11 +95,11 @@ class CocoDetection(torch.utils.data.Dataset):
         except OSError:
             return {**sample, "image": None}
         image, boxes_xyxy = self.resize(image, index.boxes_xyxy[rows])
-        labels = index.labels[rows]
+        labels, seed = index.labels[rows], sample_seed(self.seed, self.epoch, sample["image_id"])
+        if self.paste is not None:
+            image, boxes_xyxy, labels = self.paste(image, boxes_xyxy, i, rows, seed, self.most_objects)
         if self.augment is not None:
-            image, boxes_xyxy, labels = self.augment(
-                image, boxes_xyxy, labels, sample_seed(self.seed, self.epoch, sample["image_id"])
-            )
+            image, boxes_xyxy, labels = self.augment(image, boxes_xyxy, labels, seed)
         return {**sample, "image": image, "boxes_xyxy": boxes_xyxy, "class_labels": labels}
 
 

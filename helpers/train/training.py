@@ -51,6 +51,7 @@ class Run:
     train: CocoIndex
     val: CocoIndex
     epoch: int = 0  # epochs finished
+    paste: Callable | None = None  # copy-paste in the loader
     batch: int = 0  # batches of the current epoch that are done with
     step: int = 0  # optimizer steps finished
     seconds: float = 0.0  # that the current epoch's steps took
@@ -91,8 +92,10 @@ class Run:
         }
 
 
-def build(cfg: Config) -> Run:
-    """Data, model, optimizer and accelerator of a config, seeded, at step 0."""
+def build(cfg: Config, paste: Callable | None = None) -> Run:
+    """Data, model, optimizer and accelerator of a config, seeded, at step 0; ``paste`` as for :func:`train`."""
+    if (paste is None) != (cfg.copy_paste == "none"):
+        raise UserError("copy_paste needs train(cfg, paste=paste_step(cfg)), with paste_step of synthetic_data.")
     set_seed(cfg.seed)
     train, val = open_split(cfg, "train2017"), open_split(cfg, "val2017")
     for name, split in (("training", train), ("validation", val)):
@@ -117,7 +120,9 @@ def build(cfg: Config) -> Run:
     for group in optimizer.param_groups:
         group["base_lr"] = group["lr"]
     model, optimizer = accelerator.prepare(detector.model, optimizer)
-    run = Run(cfg, accelerator, detector, model, averaged, optimizer, train, val, notes=[note] if note else [])
+    run = Run(
+        cfg, accelerator, detector, model, averaged, optimizer, train, val, paste=paste, notes=[note] if note else []
+    )
     crowded = int((np.diff(train.starts) > run.most_objects).sum()) if run.most_objects else 0
     if crowded:
         run.notes.append(
@@ -131,7 +136,7 @@ def train_loader(run: Run, epoch: int, start: int = 0) -> DataLoader:
     """An epoch's batches from number ``start`` on; this process's share where several train together."""
     cfg, rank, world = run.cfg, run.accelerator.process_index, run.accelerator.num_processes
     dataset = CocoDetection(
-        run.train, run.detector.preprocess.resize, augmentation(cfg.augment), cfg.seed, run.most_objects
+        run.train, run.detector.preprocess.resize, augmentation(cfg.augment), cfg.seed, run.most_objects, run.paste
     )
     dataset.epoch = epoch
     batches = epoch_batches(run.train, cfg.batch_size, cfg.seed, epoch)
@@ -197,8 +202,10 @@ def _forward(run: Run, inputs: dict, batch: dict):
         raise not_finite(run.cfg, "loss", run.step, [batch]) from None
 
 
-def train(cfg: Config, on_flush: Callable[[Run], None] | None = None) -> Run:
+def train(cfg: Config, on_flush: Callable[[Run], None] | None = None, paste: Callable | None = None) -> Run:
     """Train as the config says and leave the run's folder; ``on_flush`` is called whenever new losses are known.
+
+    ``paste`` is the step that ``cfg.copy_paste`` asks for, of ``synthetic_data.on_the_fly``.
 
     Raises UserError when the run exists already (unless ``resume`` or ``overwrite``) or is being trained by another
     process, when the data or the checkpoint is missing, for the faults that ``faults.explained`` knows, and when it is
@@ -206,7 +213,7 @@ def train(cfg: Config, on_flush: Callable[[Run], None] | None = None) -> Run:
     """
     with runfolder.only_process(cfg), explained(cfg):
         resume, sentences = runfolder.start_from(cfg)
-        run = build(cfg)
+        run = build(cfg, paste)
         run.notes += sentences
         if resume:
             _restore(run, resume)

@@ -72,8 +72,8 @@ def test_pixels_change_where_the_masks_are(copy_paste):
         before = read_image(index.path(made.background), *made.pasted.image.shape[:2])
         painted, (mask,) = (made.pasted.image != before).any(axis=2), masks(recipe, made)
         assert painted[mask].mean() > 0.9  # a pixel may happen to have the same colour
-        wider = cv2.dilate(mask.astype(np.uint8), np.ones((7, 7))) > 0  # soft edges
-        assert not (painted & ~wider).any()
+        wider = cv2.dilate(mask.astype(np.uint8), np.ones((9, 9))) > 0  # soft edges
+        assert (painted & ~wider).sum() <= 0.02 * mask.sum()  # less than half opaque: a hair, a spoke
 
 
 def test_nothing_pasted_nothing_changed(copy_paste):

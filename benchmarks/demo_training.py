@@ -22,8 +22,9 @@ from machine import header
 
 from helpers.config import Config, load_config
 from helpers.download.prepare import prepare
+from helpers.engine import Run, train_loader, train_step
 from helpers.model import quiet
-from helpers.train.training import Run, build, train_loader, train_step
+from helpers.train.training import build
 
 BURN_IN = 6  # steps: the batches that the workers had ready by then are used up
 

@@ -16,13 +16,13 @@ import numpy as np
 import torch
 from growth import detr, step
 from machine import header
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import DetrImageProcessor
 
 from helpers.augment import augmentation
 from helpers.cli import command
 from helpers.collator import read_processor
 from helpers.dataset import CocoDetection
-from helpers.evaluate.cost import operation_counter
 from helpers.index import CocoIndex
 from helpers.scenes.scenes import SCENE_CLASSES, write_scenes
 
@@ -83,7 +83,7 @@ def count_flops(model: torch.nn.Module, size: int) -> int:
     product.
     """
     work = step(model, size, 3 * size // 4)
-    with operation_counter() as counter:
+    with FlopCounterMode(display=False) as counter:
         work()
     return counter.get_total_flops()
 

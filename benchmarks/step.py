@@ -23,8 +23,9 @@ from transformers import DetrConfig, DetrForObjectDetection, DetrImageProcessor,
 
 from helpers.config import load_config
 from helpers.download.prepare import prepare
+from helpers.engine import train_loader, train_step
 from helpers.model import quiet
-from helpers.train.training import build, train_loader, train_step
+from helpers.train.training import build
 
 SIZE, BATCH, BURN_IN = 512, 2, 2
 

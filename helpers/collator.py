@@ -6,6 +6,7 @@ are on the device; :func:`to_device` normalises there.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -35,6 +36,7 @@ class Preprocess:
     mean: tuple[float, ...]  # per channel, after scaling
     std: tuple[float, ...]
     interpolation: InterpolationMode
+    multiple: int = 1  # a padded batch's sides are multiples of it: few different sizes, for which a GPU finds kernels
 
     def target_size(self, height: int, width: int) -> tuple[int, int]:
         """(height, width) in pixels after the resize."""
@@ -73,7 +75,7 @@ class Preprocess:
         if not samples:
             return {"pixel_values": None, "unreadable": unreadable}
         sizes = [sample["image"].shape[:2] for sample in samples]
-        height, width = (max(side) for side in zip(*sizes))
+        height, width = (-(-max(side) // self.multiple) * self.multiple for side in zip(*sizes))
         padding = [(0, 0, 0, width - w, 0, height - h) for h, w in sizes]
         images = [
             pad(torch.from_numpy(sample["image"]), by) if any(by) else torch.from_numpy(sample["image"])
@@ -103,18 +105,11 @@ class Preprocess:
         """The model's inputs on ``device``: pixels scaled and normalised there, padding zero as the processor leaves
         it.
         """
+        mean, std = _statistics(self, torch.device(device))
         pixels = batch["pixel_values"].to(device, non_blocking=True).float()
-        mean = torch.tensor(self.mean, device=device).view(1, 3, 1, 1)
-        std = torch.tensor(self.std, device=device).view(1, 3, 1, 1)
-        pixels = pixels.sub_(mean / self.scale).div_(
-            std / self.scale
-        )  # in place: on a CPU, new memory costs more than the sum
-        inputs = {
-            "labels": [
-                {name: value.to(device, non_blocking=True) for name, value in label.items()}
-                for label in batch["labels"]
-            ]
-        }
+        pixels = pixels.sub_(mean).div_(std)  # in place: on a CPU, new memory costs more than the sum
+        move = {"device": device, "non_blocking": True}
+        inputs = {"labels": [{name: value.to(**move) for name, value in label.items()} for label in batch["labels"]]}
         if "pixel_mask" in batch:
             mask = batch["pixel_mask"].to(device, non_blocking=True)
             inputs["pixel_mask"] = mask.long()  # as the processor gives it
@@ -126,6 +121,15 @@ class Preprocess:
         mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (self.mean, self.std))
         pixels = (pixel_values.cpu() * std + mean) / self.scale
         return pixels.round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
+
+
+@functools.lru_cache(maxsize=4)
+def _statistics(preprocess: Preprocess, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and standard deviation of unscaled pixels, [1, 3, 1, 1], on the device: copied there once, not with every
+    batch, which would wait for it.
+    """
+    mean, std = (torch.tensor(values, device=device).view(1, 3, 1, 1) for values in (preprocess.mean, preprocess.std))
+    return mean / preprocess.scale, std / preprocess.scale
 
 
 def _masks(sizes: Sequence[tuple[int, int]], height: int, width: int) -> torch.Tensor:
@@ -179,4 +183,5 @@ def read_processor(processor) -> Preprocess:
     mean = tuple(map(float, processor.image_mean)) if normalise else (0.0,) * 3
     std = tuple(map(float, processor.image_std)) if normalise else (1.0,) * 3
     interpolation = {2: InterpolationMode.BILINEAR, 3: InterpolationMode.BICUBIC}[int(processor.resample)]
-    return Preprocess(int(image_size), keep_aspect, scale, mean, std, interpolation)
+    multiple = 64 if keep_aspect and torch.cuda.is_available() else 1
+    return Preprocess(int(image_size), keep_aspect, scale, mean, std, interpolation, multiple)

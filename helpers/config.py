@@ -73,6 +73,7 @@ class Config(pydantic.BaseModel):
     clip_norm: float = Field(0.1, gt=0)
     ema: float = Field(0.0, ge=0, lt=1, description="decay of the averaged weights; 0 switches averaging off")
     precision: Literal["auto", "fp32", "fp16", "bf16"] = "auto"
+    deterministic: bool = Field(False, description="on a GPU, only kernels that add up in a fixed order")
     num_workers: int = Field(2, ge=0, le=64)
     seed: int = Field(42, ge=0)
     # synthetic data
@@ -93,7 +94,9 @@ class Config(pydantic.BaseModel):
     overwrite: bool = False
     profile: bool = True
     profile_only: bool = False
-    checkpoint: str = Field("best", description="what 04 and 05 look at: best, last, start, epoch_N or a folder")
+    checkpoint: str = Field(
+        "best", description="what 04 and 05 look at: best, last, start, remapped, epoch_N, a folder"
+    )
 
     @pydantic.field_validator("coco_root", "classes", "arms", "real_share", "arm_seeds", mode="before")
     @classmethod

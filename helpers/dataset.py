@@ -65,17 +65,17 @@ class CocoDetection(torch.utils.data.Dataset):
     """
 
     def __init__(
-        self, index: CocoIndex, resize, augment=None, seed: int = 0, most_objects: int | None = None, paste=None
+        self,
+        index: CocoIndex,
+        resize,
+        augment=None,
+        seed: int = 0,
+        most_objects: int | None = None,
+        epoch: int = 0,
+        paste=None,
     ):
-        self.index, self.resize, self.augment, self.seed, self.epoch, self.most_objects = (
-            index,
-            resize,
-            augment,
-            seed,
-            0,
-            most_objects,
-        )
-        self.paste = paste
+        self.index, self.resize, self.augment, self.most_objects = index, resize, augment, most_objects
+        self.seed, self.epoch, self.paste = seed, epoch, paste  # seed and epoch of paste and augment
         _ = (
             index.boxes_xyxy
         )  # computed here and not in each data-loader worker, which would then have a copy of its own

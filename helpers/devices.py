@@ -1,4 +1,4 @@
-"""Which device a run uses, and in which precision."""
+"""Which device a run uses, in which precision, and how it is set up."""
 
 from __future__ import annotations
 
@@ -7,25 +7,61 @@ import functools
 import importlib.metadata
 import os
 import platform
+import resource
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
+from helpers.files import UserError
+
 
 def pick_device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """The GPU, or the CPU where there is none.
+
+    Raises UserError where a GPU is there and cannot be used: hours later nobody would know why it took so long. Who
+    wants the CPU then says so with ``CUDA_VISIBLE_DEVICES=`` (empty).
+    """
+    if torch.cuda.is_available():
+        have, need = torch.cuda.get_device_capability(), _oldest_capability()
+        if have < need:
+            raise UserError(
+                f"This GPU ({torch.cuda.get_device_name()}, compute capability {have[0]}.{have[1]}) is older than the "
+                f"installed PyTorch knows (from {need[0]}.{need[1]} on): install an older build of it, or set "
+                "CUDA_VISIBLE_DEVICES= (empty) to compute on the CPU."
+            )
+        return torch.device("cuda")
+    asked_for_cpu = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+    if torch.version.cuda and not asked_for_cpu and (Path("/dev/nvidia0").exists() or shutil.which("nvidia-smi")):
+        raise UserError(
+            f"There is an NVIDIA GPU here, but PyTorch cannot use it: its CUDA {torch.version.cuda} needs a newer "
+            "driver (580 or later for CUDA 13; nvidia-smi shows yours). Update the driver, or set "
+            "CUDA_VISIBLE_DEVICES= (empty) to compute on the CPU."
+        )
+    return torch.device("cpu")
+
+
+def _oldest_capability() -> tuple[int, int]:
+    """The lowest compute capability that this build of PyTorch has kernels for."""
+    numbers = [int(name[3:].rstrip("af")) for name in torch.cuda.get_arch_list() if name.startswith("sm_")]
+    return divmod(min(numbers, default=0), 10)
 
 
 def resolve_precision(wanted: str) -> tuple[str, str]:
     """``(fp32 | fp16 | bf16, sentence)``: what a config's ``precision`` becomes on this machine, and why (empty if as
     asked).
 
-    ``auto`` is bf16 where the hardware computes in it, else fp16 on a GPU and fp32 on a CPU. fp16 needs a GPU.
+    ``auto`` is bf16 where the hardware computes in it (a GPU from compute capability 8.0 on: older ones only emulate
+    it), else fp16 on a GPU and fp32 on a CPU. fp16 needs a GPU.
     """
     gpu = torch.cuda.is_available()
     if wanted == "auto":
-        best = "bf16" if (torch.cuda.is_bf16_supported() if gpu else _cpu_has_bf16()) else "fp16" if gpu else "fp32"
+        if gpu:
+            native = torch.cuda.get_device_capability() >= (8, 0)
+            best = "bf16" if native and torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+        else:
+            best = "bf16" if _cpu_has_bf16() else "fp32"
         return best, f"precision=auto: {best} on this {'GPU' if gpu else 'CPU'}."
     if wanted == "fp16" and not gpu:
         return "fp32", "precision=fp16 needs a GPU; this run computes in fp32."
@@ -37,9 +73,25 @@ def autocast(wanted: str) -> Callable:
     precision, _ = resolve_precision(wanted)
     if precision == "fp32":
         return contextlib.nullcontext
-    return functools.partial(
-        torch.autocast, pick_device().type, dtype={"fp16": torch.float16, "bf16": torch.bfloat16}[precision]
-    )
+    dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}[precision]
+    return functools.partial(torch.autocast, pick_device().type, dtype=dtype)
+
+
+def set_up(device: torch.device, deterministic: bool) -> None:
+    """PyTorch's switches for a training on ``device``.
+
+    On a GPU: TF32 for products in fp32, and cuDNN measures its algorithms (batches are padded to few different sizes,
+    see the collator). ``deterministic``: only kernels that add up in a fixed order; one that does not exist raises
+    RuntimeError when it is needed.
+    """
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it at its first call
+    torch.use_deterministic_algorithms(deterministic)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # it costs time, and nothing here reads such memory
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")
+        torch.backends.cudnn.allow_tf32 = True
+        torch.backends.cudnn.benchmark = not deterministic
 
 
 def _cpu_has_bf16() -> bool:
@@ -48,9 +100,17 @@ def _cpu_has_bf16() -> bool:
     return info.exists() and any(flag in info.read_text() for flag in ("avx512_bf16", "amx_bf16"))
 
 
+def peak_megabytes() -> float:
+    """Most memory so far: allocated on the GPU, or without one resident in this process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 1e6
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1e6 if platform.system() == "Darwin" else peak * 1024 / 1e6  # bytes there, kilobytes elsewhere
+
+
 def environment() -> dict:
     """The machine and the versions that a figure belongs to; no user or host names."""
-    packages = (
+    packages = [
         "torch",
         "torchvision",
         "transformers",
@@ -60,7 +120,7 @@ def environment() -> dict:
         "pycocotools",
         "hotcoco",
         "numpy",
-    )
+    ]
     return {
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",

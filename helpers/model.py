@@ -11,13 +11,15 @@ from pathlib import Path
 import torch
 import transformers
 from torch import nn
-from torch.utils._pytree import tree_map_only
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForObjectDetection
 
 from helpers.collator import Preprocess, read_processor
 from helpers.config import Config
-from helpers.devices import named_range
 from helpers.files import ROOT, UserError
+from helpers.index import CocoIndex
+from helpers.patches import mend
+
+BACKBONE = re.compile(r"(backbone|conv_encoder)\.model$")  # where transformers' detectors keep theirs
 
 
 @dataclass
@@ -30,9 +32,25 @@ class Detector:
     fresh: set[str] = field(default_factory=set)
     report: list[str] = field(default_factory=list)  # what was copied, missing, unexpected: a sentence each
 
+    def category_ids(self, index: CocoIndex) -> list[int | None]:
+        """The category of ``index`` that each of the model's classes is, by name; None for a class that it lacks."""
+        exact = dict(zip(index.classes, index.category_ids))
+        loose = {name.lower(): category for name, category in exact.items()}
+        names = (str(name) for _, name in sorted(self.model.config.id2label.items()))
+        return [exact.get(name, loose.get(name.lower())) for name in names]
+
     def save(self, folder: Path) -> None:
-        """Write a standard Hugging Face folder: config.json, model.safetensors, preprocessor_config.json."""
+        """Write a standard Hugging Face folder: config.json, model.safetensors, preprocessor_config.json.
+
+        Auxiliary losses are a matter of training: with the switch on, other readers of the folder would compute another
+        function (see ``helpers.patches``), so it is written as the family's configs have it.
+        """
+        config, switch = self.model.config, getattr(self.model.config, "auxiliary_loss", None)
+        if switch is not None:
+            config.auxiliary_loss = type(config)().auxiliary_loss
         self.model.save_pretrained(folder)
+        if switch is not None:
+            config.auxiliary_loss = switch
         self.processor.save_pretrained(folder)
 
 
@@ -43,21 +61,20 @@ def load_detector(
 
     ``class_head`` (default ``cfg.class_head``): ``remap`` copies the rows of the checkpoint's class tensors by class
     name, and the no-object row where there is one, so that the logits of these classes stay what they were; ``reset``
-    leaves them newly initialised. Raises UserError when the checkpoint cannot be had, or when weights outside of the
-    class head are missing or do not fit.
+    leaves them newly initialised; ``whole`` keeps the checkpoint's own head, with all of its classes. Raises UserError
+    when the checkpoint cannot be had, or when weights outside of the class head are missing or do not fit.
     """
-    class_head = class_head or cfg.class_head
-    where = locate(str(source or cfg.model))
-    id2label = dict(enumerate(classes))
+    class_head, where = class_head or cfg.class_head, locate(str(source or cfg.model))
     quiet()
     processor = load_processor(where, cfg.image_size)
     with _said_plainly(str(source or cfg.model)):
         theirs = AutoConfig.from_pretrained(where, trust_remote_code=False)  # a checkpoint's own code is never run
+        names = theirs.id2label if class_head == "whole" else dict(enumerate(classes))
         torch.manual_seed(cfg.seed)  # of the rows that start untrained
         model, info = AutoModelForObjectDetection.from_pretrained(
             where,
-            id2label=id2label,
-            label2id={name: k for k, name in id2label.items()},
+            id2label=names,
+            label2id={name: k for k, name in names.items()},
             auxiliary_loss=cfg.auxiliary_loss,
             dtype=torch.float32,
             ignore_mismatched_sizes=True,
@@ -65,35 +82,30 @@ def load_detector(
             use_safetensors=True,
             trust_remote_code=False,
         )
-    class_tensors = class_rows(model.config)
-    wrong = [f"{name} is missing" for name in info["missing_keys"]]
-    wrong += [f"{key[0]} does not fit" for key in info["mismatched_keys"] if key[0] not in class_tensors]
-    if wrong:
-        raise UserError(
-            f"{source or cfg.model} is not a whole {type(model).__name__} checkpoint: {'; '.join(wrong[:5])}."
-        )
-    report = (
-        [
-            f"{len(model.state_dict())} tensors, none missing",
-            f"{len(info['unexpected_keys'])} unexpected, left out: " + ", ".join(sorted(info["unexpected_keys"])[:3]),
-        ]
-        if info["unexpected_keys"]
-        else [f"{len(model.state_dict())} tensors, none missing or unexpected"]
-    )
+    report = _loading_report(str(source or cfg.model), model, info)
     fresh: set[str] = set()
     if class_head == "reset":
         fresh = reset_head(model)
         report.append(f"class rows newly initialised in {', '.join(sorted(fresh))}")
-    elif list(theirs.id2label.values()) != list(classes):
-        fresh = remap_head(
-            model,
-            AutoModelForObjectDetection.from_pretrained(where, dtype=torch.float32, use_safetensors=True),
-            classes,
-            report,
-        )
+    elif class_head == "remap" and list(theirs.id2label.values()) != list(classes):
+        whole = AutoModelForObjectDetection.from_pretrained(where, dtype=torch.float32, use_safetensors=True)
+        fresh = remap_head(model, whole, classes, report)
     freeze(model, cfg.freeze_stages)
-    model.loss_function = loss_in_fp32(model.loss_function)
+    mend(model)
     return Detector(model, processor, read_processor(processor), fresh, report)
+
+
+def _loading_report(source: str, model: nn.Module, info: dict) -> list[str]:
+    """What was read of a checkpoint, in words. Raises UserError where it does not hold the whole model."""
+    class_tensors = class_rows(model.config)
+    wrong = [f"{name} is missing" for name in info["missing_keys"]]
+    wrong += [f"{key[0]} does not fit" for key in info["mismatched_keys"] if key[0] not in class_tensors]
+    if wrong:
+        raise UserError(f"{source} is not a whole {type(model).__name__} checkpoint: {'; '.join(wrong[:5])}.")
+    tensors, unexpected = f"{len(model.state_dict())} tensors, none missing", sorted(info["unexpected_keys"])
+    if not unexpected:
+        return [f"{tensors} or unexpected"]
+    return [tensors, f"{len(unexpected)} unexpected, left out: {', '.join(unexpected[:3])}"]
 
 
 def locate(name: str) -> str:
@@ -154,13 +166,14 @@ def class_rows(config) -> dict[str, int]:
         config = copy.deepcopy(config)
         config.id2label = {k: f"class {k}" for k in range(count)}
         with torch.device("meta"):
-            shapes.append(
-                {
-                    name: tuple(t.shape)
-                    for name, t in AutoModelForObjectDetection.from_config(config).state_dict().items()
-                }
-            )
+            tensors = AutoModelForObjectDetection.from_config(config).state_dict()
+        shapes.append({name: tuple(tensor.shape) for name, tensor in tensors.items()})
     return {name: shape[0] - config.num_labels + 1 for name, shape in shapes[0].items() if shapes[1][name] != shape}
+
+
+def knows(config) -> dict[str, int]:
+    """The classes of a checkpoint, in small letters -> their numbers."""
+    return {str(name).lower(): int(k) for k, name in config.id2label.items()}
 
 
 @torch.no_grad()
@@ -168,7 +181,7 @@ def remap_head(model: nn.Module, source: nn.Module, classes: tuple[str, ...], re
     """Copy class rows of ``source`` into ``model`` by class name; returns the names of tensors with rows left
     untrained.
     """
-    index = {str(name).lower(): int(k) for k, name in source.config.id2label.items()}
+    index = knows(source.config)
     found = {k: index[name.lower()] for k, name in enumerate(classes) if name.lower() in index}
     missing = [name for name in classes if name.lower() not in index]
     if not found:
@@ -198,13 +211,16 @@ def reset_head(model: nn.Module) -> set[str]:
     return set(rows)
 
 
+def backbone_of(model: nn.Module) -> nn.Module | None:
+    """The backbone itself, without the projections behind it; None where the model has none (YOLOS)."""
+    return next((module for name, module in model.named_modules() if BACKBONE.search(name)), None)
+
+
 def backbone_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The backbone's parameters (without the projections behind it), by name."""
-    return {
-        name: p
-        for name, p in model.named_parameters()
-        if "backbone" in name.split(".encoder.")[0] and "input_proj" not in name
-    }
+    """The backbone's parameters by name."""
+    backbone = backbone_of(model)
+    ours = {id(parameter) for parameter in backbone.parameters()} if backbone is not None else set()
+    return {name: parameter for name, parameter in model.named_parameters() if id(parameter) in ours}
 
 
 def stage_of(name: str) -> int:
@@ -227,12 +243,8 @@ def freeze(model: nn.Module, stages: int) -> None:
 
 
 def _backbone_norms(model: nn.Module) -> list[nn.Module]:
-    names = {name.rsplit(".", 1)[0] for name in backbone_parameters(model)}
-    return [
-        module
-        for name, module in model.named_modules()
-        if name in names and isinstance(module, nn.modules.batchnorm._BatchNorm)
-    ]
+    modules = (backbone_of(model) or nn.Identity()).modules()
+    return [module for module in modules if isinstance(module, nn.modules.batchnorm._BatchNorm)]
 
 
 def train_mode(model: nn.Module) -> nn.Module:
@@ -260,18 +272,6 @@ def parameter_groups(detector: Detector, cfg: Config) -> list[dict]:
         {"params": parameters, "lr": rates[part], "weight_decay": cfg.weight_decay if decayed else 0.0, "name": part}
         for (part, decayed), parameters in groups.items()
     ]
-
-
-def loss_in_fp32(loss_function):
-    """The model's own loss, computed in fp32 outside of autocast: half precision loses the small boxes' differences."""
-
-    def computed(*args, **kwargs):
-        args, kwargs = tree_map_only(torch.Tensor, lambda t: t.float() if t.is_floating_point() else t, (args, kwargs))
-        device = args[0].device.type if args else "cpu"
-        with torch.autocast(device, enabled=False), named_range("loss and matcher"):
-            return loss_function(*args, **kwargs)
-
-    return computed
 
 
 def loss_parts(output, config) -> dict[str, torch.Tensor]:

@@ -16,10 +16,11 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from helpers.config import load_config
+from helpers.engine import train_loader
 from helpers.evaluate.checkpoint import evaluate_checkpoint
 from helpers.files import UserError
 from helpers.index import open_split
-from helpers.train.training import build, train, train_loader
+from helpers.train.training import build, train
 
 NAMES = ['"quoted\' name"', "🐶 dog", "<script>alert(1)</script> $\\frac{$ *x*"]
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from helpers.engine import MovingAverage, lr_factor
 from helpers.files import UserError
-from helpers.train import runfolder
+from helpers.train import run_folder
 from helpers.train.training import train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -151,7 +151,7 @@ def test_existing_run_is_not_overwritten(finished, monkeypatch):
     before = (cfg.run_dir / "losses.csv").read_text()
     again = train(cfg)  # this very process began it: nothing is left to do
     assert again.step == run.step and (cfg.run_dir / "losses.csv").read_text() == before
-    monkeypatch.setattr(runfolder, "process", lambda: "another")
+    monkeypatch.setattr(run_folder, "process", lambda: "another")
     with pytest.raises(UserError, match="exists already"):
         train(cfg)
     assert (cfg.run_dir / "losses.csv").read_text() == before

@@ -9,17 +9,9 @@ from tiny import FAMILIES, SOURCE_CLASSES
 
 from helpers.config import load_config
 from helpers.files import UserError
-from helpers.model import (
-    backbone_parameters,
-    freeze,
-    load_detector,
-    loss_in_fp32,
-    loss_parts,
-    parameter_groups,
-    stage_of,
-    train_mode,
-)
-from helpers.train.folding import fold_norms
+from helpers.model import backbone_parameters, freeze, load_detector, loss_parts, parameter_groups, stage_of, train_mode
+from helpers.patches import loss_in_fp32
+from helpers.train.fast_path import fold_norms
 
 CLASSES = ("car", "person", "dining table")
 

@@ -14,15 +14,22 @@ from helpers.engine import eval_loader, predict
 from helpers.files import require, write_atomic
 from helpers.index import CocoIndex
 from helpers.metrics import Detections, coco_metrics, ground_truth, save_detections
-from helpers.model import Detector, load_detector
+from helpers.model import Detector, knows, load_detector
 from helpers.train.fast_path import take_fast_path
 
 
 def load_checkpoint(cfg: Config, classes: tuple[str, ...], checkpoint: str) -> Detector:
-    """``start`` (the untouched ``cfg.model`` with its class head), ``best``, ``last``, ``epoch_N`` of the run, or a
-    folder.
+    """``start``, ``remapped``, ``best``, ``last``, ``epoch_N`` of the run, or a folder.
+
+    ``start`` is the untouched ``cfg.model`` as it was published, with its whole class head (where it knows one of the
+    classes at all); ``remapped`` is what training starts from, with a head for our classes alone. For a softmax head
+    like DETR's the two differ: without the other classes their probability moves to ours.
     """
     if checkpoint == "start":
+        detector = load_detector(cfg, classes, class_head="whole")
+        if knows(detector.model.config).keys() & {name.lower() for name in classes}:
+            return detector
+    if checkpoint in ("start", "remapped"):
         return load_detector(cfg, classes)
     folder = cfg.run_dir / f"checkpoint_{checkpoint}"
     if not folder.is_dir() and Path(checkpoint).expanduser().is_dir():
@@ -38,19 +45,12 @@ def evaluate_checkpoint(
     ``progress`` wraps the loader (tqdm). ``start`` goes to detections_val2017_start.json, what ``cfg.checkpoint`` asks
     for to detections_val2017.json; another than ``best`` also to a file of its own, to be compared with later ones.
     """
-    detector = load_checkpoint(cfg, index.classes, checkpoint)
-    device = pick_device()
-    take_fast_path(detector.model)
-    loader = eval_loader(index, detector.preprocess, cfg.batch_size, cfg.num_workers)
-    detections, _ = predict(
-        detector.model.to(device),
-        detector.processor,
-        detector.preprocess,
-        progress(loader),
-        index.category_ids,
-        device,
-        autocast(cfg.precision),
-    )
+    detector, device = load_checkpoint(cfg, index.classes, checkpoint), pick_device()
+    model, preprocess = detector.model.to(device), detector.preprocess
+    take_fast_path(model)
+    loader = progress(eval_loader(index, preprocess, cfg.batch_size, cfg.num_workers))
+    how = {"device": device, "autocast": autocast(cfg.precision)}
+    detections, _ = predict(model, detector.processor, preprocess, loader, detector.category_ids(index), **how)
     endings = [] if checkpoint == "best" else ["_" + re.sub(r"[^\w.-]+", "_", checkpoint)[-60:]]
     for ending in endings + [""] * (checkpoint != "start" or cfg.checkpoint == "start"):  # what 05 and the report read
         save_detections(cfg.run_dir / f"detections_val2017{ending}.json", detections)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import platform
-import resource
 import time
 from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
 import torch
-from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
+from torch.utils.flop_counter import FlopCounterMode
 
 from helpers.collator import Preprocess
+from helpers.devices import peak_megabytes
 from helpers.model import Detector
 
 WARM_UP, REPEATS, SECONDS = (
@@ -20,16 +19,6 @@ WARM_UP, REPEATS, SECONDS = (
     30,
     8.0,
 )  # calls before timing, timed calls at most, and when to stop (three calls at least)
-
-
-def operation_counter() -> FlopCounterMode:
-    """Counts two operations for each multiply-add of a convolution or matrix product while it is entered."""
-
-    def convolution(x_shape, weight_shape, *_, out_shape=None, **__) -> int:
-        return conv_flop_count(x_shape, weight_shape, out_shape)
-
-    # PyTorch's own list lacks what helpers.train.folding calls with one thread
-    return FlopCounterMode(display=False, custom_mapping={torch.ops.aten.mkldnn_convolution: convolution})
 
 
 @torch.inference_mode()
@@ -76,7 +65,7 @@ def flops(detector: Detector, batch: dict, device: torch.device | str = "cpu") -
     Counted by ``torch.utils.flop_counter``; normalisation, activations and grid sampling are not in it.
     """
     inputs = _inputs(detector.preprocess, batch, device)
-    with operation_counter() as counter:
+    with FlopCounterMode(display=False) as counter:
         detector.model(**inputs)
     return int(counter.get_total_flops())
 
@@ -100,14 +89,6 @@ def latency(detector: Detector, batch: dict, autocast: Callable, device: torch.d
         if len(seconds) >= 3 and time.perf_counter() - began > SECONDS:
             break
     return np.array(seconds)
-
-
-def peak_megabytes() -> float:
-    """Most memory so far: allocated on the GPU, or without one resident in this process."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 1e6
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 1e6 if platform.system() == "Darwin" else peak * 1024 / 1e6  # bytes there, kilobytes elsewhere
 
 
 def cost_sentence(table: pd.DataFrame) -> str:

@@ -88,7 +88,7 @@ def groups(effects: pd.DataFrame, names: list[str], what: str) -> str:
         for _, row in sure.sort_values("value", key=abs, ascending=False).head(6).iterrows()
     )
     return (
-        f"Of {len(part)} comparisons by {what} {len(sure)} are sure, where about {chance:.1f} would be by chance alone: "
+        f"Of {len(part)} comparisons by {what} {len(sure)} are sure, about {chance:.1f} would be by chance alone: "
         f"{told}."
     )
 

@@ -141,7 +141,7 @@ def load_state(folder: Path, model, optimizer, scaler) -> dict:
     """Put a saved state back; returns ``progress`` as it was given to :func:`save_state`."""
     saved = orjson.loads((folder / "trainer_state.json").read_bytes())
     with safe_open(folder / "trainer_state.safetensors", "pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file}
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  it is no dict
     with torch.no_grad():
         for name, tensor in _weights(model).items():
             tensor.copy_(tensors[f"model.{name}"])
@@ -171,8 +171,9 @@ def load_state(folder: Path, model, optimizer, scaler) -> dict:
 
 
 def _weights(model) -> dict[str, torch.Tensor]:
-    """Parameters and buffers by name, each shared tensor once."""
-    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    """Parameters and buffers by name, each shared tensor once, without what is derived from others."""
+    persistent = model.state_dict().keys()
+    return {name: tensor for name, tensor in (*model.named_parameters(), *model.named_buffers()) if name in persistent}
 
 
 def resume_from(run_dir: Path, resume: str) -> tuple[Path | None, list[str]]:

@@ -1,7 +1,7 @@
 """The same model in less time: what is changed in a detector's computation before it is trained or evaluated.
 
 Parameters, their names and the saved folders stay what they were; outputs and gradients are the same but for rounding
-(tests/test_fast_path.py compares them with the untouched model's).
+(tests/train/test_fast_path.py compares them with the untouched model's).
 """
 
 from __future__ import annotations
@@ -12,19 +12,20 @@ import types
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
-from helpers.train.folding import convolve, fold_norms
+from helpers.model import backbone_of
 
 
 def take_fast_path(model: nn.Module) -> None:
-    """Fold the backbone's norms, lay feature maps out channels-last, and compute the boxes of chosen tokens only.
+    """Fold the backbone's norms, and lay feature maps out channels-last.
 
-    After ``freeze`` of ``helpers.model``; the backbone's norms must stay in evaluation mode.
+    After ``freeze`` of ``helpers.model``, and on the device that computes; the backbone's norms must stay in evaluation
+    mode.
     """
     keep_freed_memory()
     fold_norms(model)
-    channels_last(model)
-    boxes_of_chosen_tokens(model)
+    channels_last(model, weights=next(model.parameters()).is_cuda)
 
 
 def keep_freed_memory() -> None:
@@ -40,49 +41,84 @@ def keep_freed_memory() -> None:
         glibc.mallopt(trim_threshold, 2**31 - 1)
 
 
-def channels_last(model: nn.Module) -> None:
+def channels_last(model: nn.Module, weights: bool) -> None:
     """Every convolution reads its input with the channels of a pixel side by side, as vector units and tensor cores
-    want it.
-
-    The weights keep their layout, so that optimizer and checkpoints see no difference.
+    want it. ``weights``: they too, which saves a GPU a copy in each step; a CPU reorders them anyway.
     """
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             module.register_forward_pre_hook(_input_channels_last)
-            if (
-                getattr(module.forward, "__func__", None) is nn.Conv2d.forward and module.padding_mode == "zeros"
-            ):  # not folded
-                module.forward = types.MethodType(_convolution, module)
+            if weights:
+                module.to(memory_format=torch.channels_last)
 
 
 def _input_channels_last(_: nn.Module, inputs: tuple[torch.Tensor]) -> torch.Tensor:
     return inputs[0].contiguous(memory_format=torch.channels_last)
 
 
-def _convolution(self: nn.Conv2d, x: torch.Tensor) -> torch.Tensor:
-    return convolve(self, x, self.weight, self.bias)
-
-
-def boxes_of_chosen_tokens(model: nn.Module) -> None:
-    """RT-DETR and D-FINE give each of the encoder's tokens a box, and read those of the best-scored ``num_queries``:
-    skip the others.
-
-    The box head then returns zeros for tokens that are not chosen, as nothing reads them.
-    """
-    for module in model.modules():
-        if hasattr(module, "enc_score_head") and hasattr(module, "enc_bbox_head"):
-            chosen: dict = {"count": module.config.num_queries}  # shared by both heads, also in a deep copy
-            module.enc_score_head.chosen = module.enc_bbox_head.chosen = chosen
-            module.enc_score_head.register_forward_hook(_choose)
-            module.enc_bbox_head.forward = types.MethodType(_boxes_of_chosen, module.enc_bbox_head)
-
-
 @torch.no_grad()
-def _choose(head: nn.Module, _, scores: torch.Tensor) -> None:
-    head.chosen["tokens"] = scores.max(-1).values.topk(head.chosen["count"], dim=1).indices[..., None]  # [B, Q, 1]
+def fold_norms(model: nn.Module) -> int:
+    """Fold every batch norm of the backbone that follows a convolution into it; returns how many were folded.
+
+    A batch norm with fixed statistics multiplies and shifts each channel, and so does a convolution:
+    y = s(Wx) + t = (sW)x + t. Scaling the few weights instead of the large feature map saves its memory traffic,
+    forward and backward. Weights that are trained stay the parameters (the product is formed in every forward pass),
+    so gradients, optimizer and saved folders are unchanged; of frozen ones the product is formed once.
+
+    Only right while these norms are fixed (evaluation statistics, no gradient), which ``freeze`` and ``train_mode`` of
+    ``helpers.model`` see to. The pairs are found by passing a small image through.
+    """
+    backbone = backbone_of(model)
+    pairs = _pairs(backbone, next(model.parameters())) if backbone is not None else []
+    for convolution, norm in pairs:
+        scale = norm.weight * (norm.running_var + getattr(norm, "eps", 1e-5)).rsqrt()
+        bias = 0 if convolution.bias is None else convolution.bias
+        scale_of_rows, shift = scale[:, None, None, None], norm.bias + (bias - norm.running_mean) * scale
+        convolution.register_buffer("folded_shift", shift.detach().clone(), persistent=False)
+        if convolution.weight.requires_grad:
+            convolution.register_buffer("folded_scale", scale_of_rows.detach().clone(), persistent=False)
+            convolution.forward = types.MethodType(_folded, convolution)
+        else:
+            product = (convolution.weight * scale_of_rows).detach().clone()
+            convolution.register_buffer("folded_weight", product, persistent=False)
+            convolution.forward = types.MethodType(_folded_once, convolution)
+        norm.forward = types.MethodType(_only_activation, norm)
+    return len(pairs)
 
 
-def _boxes_of_chosen(self: nn.Module, memory: torch.Tensor) -> torch.Tensor:
-    tokens = self.chosen.pop("tokens")
-    boxes = type(self).forward(self, memory.gather(1, tokens.expand(-1, -1, memory.shape[-1])))
-    return boxes.new_zeros(*memory.shape[:2], boxes.shape[-1]).scatter(1, tokens.expand_as(boxes), boxes)
+def _pairs(backbone: nn.Module, like: torch.Tensor) -> list[tuple[nn.Conv2d, nn.Module]]:
+    """Each convolution of the backbone whose output goes into a batch norm, and that norm."""
+    produced, pairs, hooks = {}, [], []
+
+    def after_convolution(module, _, output):
+        produced[id(output)] = (module, output)  # the tensor too: its id must not be used again meanwhile
+
+    def before_norm(module, inputs):
+        if id(inputs[0]) in produced:
+            pairs.append((produced[id(inputs[0])][0], module))
+
+    for module in backbone.modules():
+        if type(module).forward is nn.Conv2d.forward and module.padding_mode == "zeros":
+            hooks.append(module.register_forward_hook(after_convolution))
+        elif hasattr(module, "running_var"):
+            hooks.append(module.register_forward_pre_hook(before_norm))
+    training = backbone.training
+    backbone.eval()  # so that the pass leaves the statistics alone
+    backbone(torch.zeros(1, 3, 64, 64, dtype=like.dtype, device=like.device))
+    backbone.train(training)
+    for hook in hooks:
+        hook.remove()
+    return pairs
+
+
+def _folded(self: nn.Conv2d, x: torch.Tensor) -> torch.Tensor:
+    weight = self.weight * self.folded_scale
+    return F.conv2d(x, weight, self.folded_shift, self.stride, self.padding, self.dilation, self.groups)
+
+
+def _folded_once(self: nn.Conv2d, x: torch.Tensor) -> torch.Tensor:
+    return F.conv2d(x, self.folded_weight, self.folded_shift, self.stride, self.padding, self.dilation, self.groups)
+
+
+def _only_activation(self: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    return self.act(x) if hasattr(self, "act") else x  # timm's BatchNormAct2d holds the activation

@@ -16,19 +16,24 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from helpers.config import Config
+from helpers.engine import SKIPPED_IN_A_ROW, NotFinite
 from helpers.files import UserError, write_json
 from helpers.train import checkpoints
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no room, a quota, a limit on file sizes
+# PyTorch's, cuBLAS' and cuDNN's words for it; only the first of them is always a torch.OutOfMemoryError
+NO_MEMORY = r"allocate memory|out of memory|CUBLAS_STATUS_ALLOC_FAILED|CUDNN_STATUS_ALLOC_FAILED"
 
 
 @contextlib.contextmanager
 def explained(cfg: Config) -> Iterator[None]:
-    """Turn the faults of a training that a user can mend into a UserError: memory, disk, a data-loader worker that
-    died.
+    """Turn the faults of a training that a user can mend into a UserError: a number that is none, memory, disk, a
+    data-loader worker that died.
     """
     try:
         yield
+    except NotFinite as error:
+        raise UserError(_not_finite(cfg, error)) from None
     except (RuntimeError, MemoryError, OSError, EOFError, SafetensorError) as error:
         sentence = _sentence(cfg, error)
         if sentence is None:
@@ -37,22 +42,33 @@ def explained(cfg: Config) -> Iterator[None]:
         raise UserError(f"{sentence} Go on with resume=auto; the checkpoints that are there are whole.") from None
 
 
+def _not_finite(cfg: Config, error: NotFinite) -> str:
+    """What a loss or a gradient that is no number means; its batches are kept, to be replayed."""
+    for k, batch in enumerate(error.batches, start=1):
+        folder = save_batch(cfg.run_dir / (f"failed_batch_{k}" if k > 1 else "failed_batch"), batch, error.step)
+    photos = ", ".join(str(image_id) for batch in error.batches for image_id in batch["image_ids"])
+    lasting = f" for the {SKIPPED_IN_A_ROW}th step in a row" if error.lasting else ""
+    return (
+        f"The {error.what} is not a finite number at step {error.step + 1}{lasting} (photos {photos}); the batch is in "
+        f"{folder.name}/ and the last checkpoint is untouched: lower lr, or use precision=fp32."
+    )
+
+
 def _sentence(cfg: Config, error: Exception) -> str | None:
     """What happened, and what to change; None for anything that is not known."""
     text = str(error)
     if isinstance(error, (ConnectionError, EOFError)) or re.search(
         r"DataLoader worker.*(killed|exited unexpectedly)", text
     ):
+        first = (text.splitlines() or ["it"])[0].rstrip(". ")
+        return f"A data-loader worker died ({first}): lower num_workers, or free memory."
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or re.search(NO_MEMORY, text):
         return (
-            f"A data-loader worker died ({(text.splitlines() or ['it'])[0].rstrip('. ')}): lower num_workers, "
-            f"or free memory."
+            f"The memory is too small for batch_size={cfg.batch_size} at image_size={cfg.image_size}: halve batch_size "
+            "(and double grad_accumulation), lower image_size, or use precision=bf16 or fp16."
         )
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "allocate memory" in text:
-        return (
-            f"The memory is too small for batch_size={cfg.batch_size} at image_size={cfg.image_size}: halve "
-            f"batch_size (and double "
-            "grad_accumulation), lower image_size, or use precision=bf16 or fp16."
-        )
+    if "does not have a deterministic implementation" in text:
+        return f"deterministic=true cannot be had with this model on this device ({text.split(',')[0]}): leave it out."
     if isinstance(error, (OSError, SafetensorError)) and _is_full(error):
         words = getattr(error, "strerror", None) or text.rsplit(": ", 1)[-1]
         return f"There is no room to write in {cfg.run_dir.name}/ ({words}): make room."
@@ -105,20 +121,6 @@ class StopRequests:
             if self.asked:
                 return
             yield item
-
-
-def not_finite(cfg: Config, what: str, step: int, batches: list[dict]) -> UserError:
-    """The error for a loss or a gradient that is no number, with the batches saved for replay: training on would
-    destroy the weights.
-    """
-    for k, batch in enumerate(batches, start=1):
-        folder = save_batch(cfg.run_dir / (f"failed_batch_{k}" if k > 1 else "failed_batch"), batch, step)
-    photos = ", ".join(str(image_id) for batch in batches for image_id in batch["image_ids"])
-    return UserError(
-        f"The {what} is not a finite number at step {step + 1} (photos {photos}); the batch is in {folder.name}/ "
-        f"and the last "
-        "checkpoint is untouched: lower lr, or use precision=fp32."
-    )
 
 
 def save_batch(folder: Path, batch: dict, step: int) -> Path:

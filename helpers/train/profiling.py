@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -13,9 +14,10 @@ from torch.profiler import ProfilerActivity, profile, schedule
 
 from helpers.config import Config
 from helpers.devices import named_range
+from helpers.engine import train_loader, train_step
 from helpers.files import save_figure, write_atomic, write_json
 from helpers.train.figures import step_breakdown
-from helpers.train.training import build, train_loader, train_step
+from helpers.train.training import build
 
 ACTIVE = 3  # steps recorded; more make traces of gigabytes
 RANGES = ("data", "forward", "loss and matcher", "backward", "optimizer")
@@ -49,19 +51,19 @@ class Profile:
         )
 
 
-def profile_steps(cfg: Config) -> Profile:
+def profile_steps(cfg: Config, paste: Callable | None = None) -> Profile:
     """Run a few training steps of a throw-away model under the profiler; write traces, tables and figure.
 
     Nothing of the run itself is touched. Files go to ``output_dir/profiler/<run_name>/``: trace.json.gz (for
     https://ui.perfetto.dev or chrome://tracing), breakdown.csv and .png, operators.csv, summary.json.
     """
-    run = build(cfg)
+    run = build(cfg, paste)
     folder = cfg.output_dir / "profiler" / cfg.run_name
     folder.mkdir(parents=True, exist_ok=True)
     batches = (batch for epoch in count() for batch in train_loader(run, epoch) if batch["pixel_values"] is not None)
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])
     photos, seconds = 0, 0.0
-    with profile(activities=activities, schedule=schedule(wait=1, warmup=1, active=ACTIVE)) as profiler:
+    with explained(cfg), profile(activities=activities, schedule=schedule(wait=1, warmup=1, active=ACTIVE)) as profiler:
         for step in range(2 + ACTIVE):
             began = time.perf_counter()
             with named_range("data"):

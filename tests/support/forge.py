@@ -131,9 +131,9 @@ def install(at: str, n: int) -> None:
     from helpers.train import checkpoints, training
 
     {
-        "step": lambda: hook(training, "train_step", n, kill),
+        "step": lambda: hook(engine, "train_step", n, kill),
         "inside a step": lambda: hook(
-            training, "loss_parts", n, kill
+            engine, "loss_parts", n, kill
         ),  # the gradients are there, the weights are the old ones
         "validation": lambda: hook(training, "coco_metrics", n, kill),
         "log": lambda: hook(os, "replace", n, kill, to("losses.csv")),  # it is written under its temporary name
@@ -148,9 +148,9 @@ def install(at: str, n: int) -> None:
         "before best": lambda: hook(checkpoints, "copy_folder", n, kill, to("checkpoint_best")),
         "inside best": lambda: hook(os, "link", n, kill, inside(".checkpoint_best"), after=True),
         "half removed": lambda: hook(shutil, "rmtree", n, half_removed, named("checkpoint_epoch")),
-        "stop": lambda: hook(training, "train_step", n, stop),
+        "stop": lambda: hook(engine, "train_step", n, stop),
         "stop in validation": lambda: hook(training, "predict", n, stop),
-        "worker": lambda: hook(training, "train_step", n, kill_a_worker),
+        "worker": lambda: hook(engine, "train_step", n, kill_a_worker),
         "worker of the validation": lambda: hook(engine, "to_coco", n, kill_a_worker),
         "disk full": lambda: hook(checkpoints, "write_folder", n, full),
     }[at]()
@@ -168,7 +168,7 @@ def say_scores(scores: list[float]) -> None:
 def child(job: dict, report: Path) -> int:
     from helpers.config import load_config
     from helpers.files import UserError
-    from helpers.train import checkpoints, runfolder, training
+    from helpers.train import checkpoints, run_folder, training
 
     os.setsid()
     with open(report.with_suffix(".out"), "w") as out:
@@ -186,7 +186,7 @@ def child(job: dict, report: Path) -> int:
         return state
 
     checkpoints.load_state = noted
-    hook(runfolder, "empty", 1, lambda _: report.with_suffix(".began").write_text("0"))
+    hook(run_folder, "empty", 1, lambda _: report.with_suffix(".began").write_text("0"))
     if job["after"]:
         signal.signal(signal.SIGALRM, kill)
         signal.setitimer(signal.ITIMER_REAL, job["after"])

@@ -34,16 +34,17 @@ SCORES = [0.1, 0.3, 0.2]
 ONE_PROCESS = """
 import gc, json, os, signal, sys
 import psutil, torch
+from helpers import engine
 from helpers.train import training
 from helpers.config import load_config
 from helpers.files import UserError
 torch.set_num_threads(1)
 values, cycles = json.loads(sys.argv[1]), int(sys.argv[2])
-step, seen = training.train_step, []
+step, seen = engine.train_step, []
 def stopping(run, batches):
     os.kill(os.getpid(), signal.SIGTERM)
     return step(run, batches)
-training.train_step = stopping
+engine.train_step = stopping
 for number in range(cycles):
     try:
         training.train(load_config(**values, epochs=cycles, resume="auto"))

@@ -116,4 +116,17 @@ def config(folder: Path, coco_source: Path, family: str, **changes) -> Config:
     return cfg
 
 
+@torch.no_grad()
+def perturbed(model: torch.nn.Module, seed: int = 2) -> torch.nn.Module:
+    """Norm weights from N(1, 0.3) and biases from N(0, 0.2): as initialised, norms are identities and hide faults."""
+    generator = torch.Generator().manual_seed(seed)
+    for module in model.modules():
+        if isinstance(module, torch.nn.LayerNorm) or hasattr(module, "running_var"):
+            weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
+            if weight is not None:
+                weight.copy_(1 + 0.3 * torch.randn(weight.shape, generator=generator))
+                bias.copy_(0.2 * torch.randn(bias.shape, generator=generator))
+    return model
+
+
 FAMILIES = {"detr": detr, "dfine": dfine}

@@ -18,11 +18,13 @@ import torch
 from matplotlib.figure import Figure
 from safetensors.torch import load_file, save_file
 
+from helpers import engine
+from helpers.engine import train_loader, train_step
 from helpers.evaluate.checkpoint import record_metrics
 from helpers.files import UserError, save_figure, write_atomic, write_json
 from helpers.metrics import STATS, save_detections
 from helpers.train import checkpoints, faults, training
-from helpers.train.training import build, train, train_loader, train_step
+from helpers.train.training import build, train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -58,9 +60,7 @@ def test_number_that_is_not_finite_stops_with_the_photos(base, monkeypatch, what
     keep the batch for a replay, leave the checkpoint."""
     cfg = base.with_(run_name=f"nan_{what}")
     batches = []
-    at_call(
-        monkeypatch, training, "train_loader", 2, lambda loader: [batches.append(batch) or batch for batch in loader]
-    )
+    at_call(monkeypatch, engine, "train_loader", 2, lambda loader: [batches.append(batch) or batch for batch in loader])
     if what == "loss":  # of the fifth step
         real, calls = training.load_detector, []
 
@@ -128,7 +128,7 @@ OUT_OF_MEMORY = [
 @pytest.mark.parametrize(
     "owner, name, error",
     [
-        (training, "loss_parts", OUT_OF_MEMORY[0]),
+        (engine, "loss_parts", OUT_OF_MEMORY[0]),
         (training.Accelerator, "backward", OUT_OF_MEMORY[0]),
         (torch.optim.AdamW, "step", OUT_OF_MEMORY[0]),
         (training, "predict", OUT_OF_MEMORY[0]),
@@ -164,7 +164,7 @@ def test_failed_step_lets_go_of_what_it_held(base):
 
 def test_an_error_of_ours_stays_one(base, monkeypatch):
     """A bug must not be taken for a lack of memory."""
-    at_call(monkeypatch, training, "loss_parts", 1, raise_(RuntimeError("shapes do not match")))
+    at_call(monkeypatch, engine, "loss_parts", 1, raise_(RuntimeError("shapes do not match")))
     with pytest.raises(RuntimeError, match="shapes do not match"):
         train(base.with_(run_name="memory", overwrite=True))
 
@@ -230,7 +230,7 @@ def test_photo_that_breaks_during_training_is_left_out_and_said(base, tmp_path, 
     cfg = base.with_(run_name="unreadable", epochs=1, batch_size=1, data_dir=tmp_path / "data")
     shutil.copytree(base.data_dir, cfg.data_dir)
     index = build(cfg).train
-    order = [int(batch[0]) for batch in training.epoch_batches(index, 1, cfg.seed, 0)]
+    order = [int(batch[0]) for batch in engine.epoch_batches(index, 1, cfg.seed, 0)]
     for victim in (order[1], order[-1]):
         index.path(victim).unlink()
         index.path(victim).write_bytes(b"no photo")
@@ -240,7 +240,7 @@ def test_photo_that_breaks_during_training_is_left_out_and_said(base, tmp_path, 
     assert run.step == 10 and [row["step"] for row in run.losses] == list(range(1, 11))
     stopped = cfg.with_(run_name="unreadable_stopped")
     with monkeypatch.context() as patch:
-        at_call(patch, training, "train_step", 4, lambda result: (os.kill(os.getpid(), signal.SIGTERM), result)[1])
+        at_call(patch, engine, "train_step", 4, lambda result: (os.kill(os.getpid(), signal.SIGTERM), result)[1])
         with pytest.raises(UserError, match="after step 4"):
             train(stopped)
     assert train(stopped.with_(resume="auto")).losses == run.losses

@@ -14,7 +14,7 @@ import torch
 from forge import Forge
 from safetensors.torch import load_file
 
-from helpers.train import checkpoints, runfolder
+from helpers.train import checkpoints, run_folder
 
 SCORES = [0.1, 0.3, 0.2]  # the second epoch is the best one
 
@@ -202,7 +202,7 @@ def test_data_loader_worker_that_dies_is_named(base, forge, moment):
 def test_two_at_once(base, forge):
     """In its first epoch a run has no checkpoint yet: a second process would have taken its folder away."""
     cfg = base["detr"].with_(run_name="twice", overwrite=True)
-    with runfolder.only_process(cfg):
+    with run_folder.only_process(cfg):
         ended = forge.train(cfg)
     assert ended.status == 1 and "Another process is training the run twice" in ended.message
     assert not cfg.run_dir.exists()

@@ -1,0 +1,131 @@
+"""What a detector of transformers computes otherwise than was published, or slower than it must, put right in place.
+
+Weights, their names and the saved folders stay what they were.
+"""
+
+from __future__ import annotations
+
+import re
+import types
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map_only
+
+from helpers.devices import named_range
+
+# class and box heads, and how D-FINE turns its box head's output into edges and scores
+HEADS = re.compile(r"(\w+_)?(class|score|bbox)\w*_(embed|head|classifier|predictor)|bbox_predictor|integral|lqe_layers")
+
+
+def mend(model: nn.Module) -> None:
+    """All of this module's corrections."""
+    decoder_norm_aside(model)
+    heads_in_fp32(model)
+    without_waits(model)
+    model.loss_function = loss_in_fp32(model.loss_function)
+
+
+def decoder_norm_aside(model: nn.Module) -> None:
+    """With ``auxiliary_loss``, DETR's and Conditional DETR's decoder must go on with each layer's output as it is.
+
+    transformers 5.23 writes the norm that is meant for the auxiliary outputs over the decoder's state, so that the next
+    layer reads the normed state and the last one is normed twice. The original appends ``norm(output)`` and goes on
+    with
+    ``output`` (https://github.com/facebookresearch/detr/blob/main/models/transformer.py, ``TransformerDecoder``). Here
+    whatever reads the state is handed the last layer's own output: where a transformers without the fault, or a decoder
+    without auxiliary outputs, hands it that anyway, nothing changes.
+    """
+    for decoder in model.modules():
+        if type(decoder).__name__ in ("DetrDecoder", "ConditionalDetrDecoder"):
+            _hand_on_raw_state(decoder)
+
+
+def _hand_on_raw_state(decoder: nn.Module) -> None:
+    state: list[torch.Tensor] = []  # the output of the layer before
+
+    def forget(*_) -> None:
+        state.clear()
+
+    def keep(_, __, output) -> None:
+        state[:] = [output[0] if isinstance(output, tuple) else output]
+
+    def raw(_, inputs):
+        return (state[0], *inputs[1:]) if state else None
+
+    decoder.register_forward_pre_hook(forget)
+    decoder.register_forward_hook(forget)  # else it would keep the graph alive
+    for layer in decoder.layers:
+        layer.register_forward_pre_hook(raw)
+        layer.register_forward_hook(keep)
+    for reader in (decoder.layernorm, getattr(decoder, "query_scale", None)):
+        if reader is not None:
+            reader.register_forward_pre_hook(raw)
+
+
+def heads_in_fp32(model: nn.Module) -> None:
+    """Class and box heads compute in fp32 under autocast too, and so do the anchors that boxes are refined from: a box
+    in bf16 lies on a grid of 2.5 pixels at 640.
+    """
+    for name, module in model.named_modules():
+        if hasattr(module, "generate_anchors"):  # RT-DETR and D-FINE
+            module.generate_anchors = types.MethodType(_anchors_in_fp32, module)
+        found = HEADS.fullmatch(name.rstrip(".0123456789").rpartition(".")[2])
+        if found and not isinstance(module, (nn.ModuleList, nn.Embedding)) and "forward" not in vars(module):
+            module.forward = types.MethodType(_forward_in_fp32, module)
+
+
+def _forward_in_fp32(self: nn.Module, *inputs):
+    inputs = _as_fp32(inputs)
+    with torch.autocast(inputs[0].device.type, enabled=False):
+        return type(self).forward(self, *inputs)
+
+
+def _anchors_in_fp32(self: nn.Module, *args, **kwargs):
+    dtype = kwargs.pop("dtype", torch.float32)
+    half = dtype in (torch.float16, torch.bfloat16)
+    return type(self).generate_anchors(self, *args, dtype=torch.float32 if half else dtype, **kwargs)
+
+
+def _as_fp32(values):
+    half = (torch.float16, torch.bfloat16)
+    return tree_map_only(torch.Tensor, lambda t: t.float() if t.dtype in half else t, values)
+
+
+def loss_in_fp32(loss_function):
+    """The model's own loss, computed in fp32 outside of autocast: half precision loses the small boxes' differences."""
+
+    def computed(*args, **kwargs):
+        args, kwargs = _as_fp32((args, kwargs))
+        device = args[0].device.type if args else "cpu"
+        with torch.autocast(device, enabled=False), named_range("loss and matcher"):
+            return loss_function(*args, **kwargs)
+
+    return computed
+
+
+def without_waits(model: nn.Module) -> None:
+    """Encoder layers do not ask the device whether their output is finite, in each layer of each step.
+
+    They would clamp what is not, which cannot be in the fp32 that a norm's output has under autocast; and a loss or a
+    gradient that is not finite is found anyway.
+    """
+    for module in model.modules():
+        if type(module).__name__.endswith("EncoderLayer") and "forward" not in vars(module):
+            module.forward = types.MethodType(_forward_without_asking, module)
+
+
+def _forward_without_asking(self: nn.Module, *args, **kwargs):
+    with _NothingIsAsked():
+        return type(self).forward(self, *args, **kwargs)
+
+
+class _NothingIsAsked(TorchFunctionMode):
+    def __torch_function__(self, function, types_, args=(), kwargs=None):
+        return _Finite() if function is torch.isfinite else function(*args, **(kwargs or {}))
+
+
+class _Finite:
+    def all(self) -> bool:
+        return True

@@ -9,7 +9,7 @@ import ast
 import difflib
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import pandas as pd
 import pydantic
@@ -23,6 +23,10 @@ PRESETS = ROOT / "notebooks" / "presets"
 SHARED = (
     "data_sanity runs profiler metrics.csv visualizations error_analysis synthetic_data notebooks report grading.json"
 )
+
+
+ArmName = Literal["real", "synthetic", "offline", "context", "on_the_fly"]
+Share = Annotated[float, Field(gt=0, le=1)]
 
 
 class Config(pydantic.BaseModel):
@@ -62,6 +66,15 @@ class Config(pydantic.BaseModel):
     deterministic: bool = Field(False, description="on a GPU, only kernels that add up in a fixed order")
     num_workers: int = Field(2, ge=0, le=64)
     seed: int = Field(42, ge=0)
+    # synthetic data
+    copy_paste: Literal["none", "random", "context"] = Field(
+        "none", description="pasting in the training loader: where"
+    )
+    paste_objects: int = Field(4, ge=1, le=50, description="objects pasted onto a photo, on average")
+    arms: tuple[ArmName, ...] = Field(("real", "synthetic", "offline", "on_the_fly"))
+    real_share: tuple[Share, ...] = Field((1.0,), description="shares of the training photos")
+    arm_seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((0, 1, 2))
+    arm_steps: int = Field(1000, ge=1, description="optimizer steps of every arm")
     # where things go, and how a run goes on
     output_dir: Path = Path("artifacts")
     run_name: str = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$", description="the preset unless set")
@@ -73,13 +86,13 @@ class Config(pydantic.BaseModel):
         "best", description="what 04 and 05 look at: best, last, start, remapped, epoch_N, a folder"
     )
 
-    @pydantic.field_validator("coco_root", "classes", mode="before")
+    @pydantic.field_validator("coco_root", "classes", "arms", "real_share", "arm_seeds", mode="before")
     @classmethod
     def _split_list(cls, value):
         """A command line gives ``person,car``; one folder may be given as a plain string."""
         if isinstance(value, (str, os.PathLike)):
             return tuple(part.strip() for part in str(value).split(",") if part.strip())
-        return value
+        return (value,) if isinstance(value, (int, float)) else value  # papermill reads 0.5 as a number
 
     @pydantic.field_validator("resume", mode="before")
     @classmethod
@@ -110,6 +123,10 @@ class Config(pydantic.BaseModel):
             raise ValueError("give either classes (names) or top_k (a number), one of the two")
         if self.classes is not None and len(set(self.classes)) != len(self.classes):
             raise ValueError(f"classes names one class twice: {', '.join(self.classes)}")
+        for name in ("arms", "real_share", "arm_seeds"):
+            values = getattr(self, name)
+            if not values or len(set(values)) < len(values):
+                raise ValueError(f"{name} must hold at least one value, and each once")
         return self
 
     @property

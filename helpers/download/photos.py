@@ -70,10 +70,10 @@ def place_photos(records: Records, folder: Path) -> None:
     require_space(folder, copies, "copies of the photos")
     for path, source in wanted.items():
         if not (path.exists() and path.samefile(source)):
-            _link_or_copy(source, path)
+            link_or_copy(source, path)
 
 
-def _link_or_copy(source: Path, path: Path) -> None:
+def link_or_copy(source: Path, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.unlink(missing_ok=True)

@@ -19,6 +19,7 @@ from helpers.download.coco import read_index
 from helpers.evaluate import comparison, figures, sentences
 from helpers.evaluate.bootstrap import class_ap, draw_weights, replicates_for
 from helpers.evaluate.comparison import (
+    SIZES,
     assess,
     difference,
     interval,
@@ -231,6 +232,15 @@ def test_weights_of_one_give_the_published_number(gt, hard):
     assert np.nanmean(ap) == pytest.approx(metrics["stats"]["mAP"], abs=1e-12)
     assert np.nanmean(ap[:, 0]) == pytest.approx(metrics["stats"]["mAP50"], abs=1e-12)
     assert np.isnan(ap).all(axis=1).sum() == 1  # the class that is nowhere
+
+
+def test_sizes_are_those_of_pycocotools(gt, hard):
+    """Trap: an object of another size counts as missed, a detection on it as wrong: AP by size is too low."""
+    stats = coco_metrics(gt, hard, engine="pycocotools")["stats"]
+    for size, areas in SIZES.items():
+        ap = class_ap(match(gt, hard, areas), np.ones((1, len(gt["images"])), dtype=np.int32))[0]
+        ap = np.nanmean(ap[~np.isnan(ap).all(axis=1)])
+        assert ap == pytest.approx(stats[f"mAP_{size}"], abs=1e-12), size
 
 
 def test_a_photo_drawn_twice_counts_twice(gt):

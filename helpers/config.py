@@ -43,6 +43,7 @@ class Config(pydantic.BaseModel):
     top_k: int | None = Field(None, ge=1, le=80, description="the k most frequent classes by instances")
     max_train_images: int | None = Field(None, ge=1)
     max_val_images: int | None = Field(None, ge=1)
+    background_share: float = Field(0.0, ge=0, le=10, description="photos without our classes, for each one with them")
     # model
     model: str = Field("facebook/detr-resnet-50", description="hub name or folder of an object-detection checkpoint")
     class_head: Literal["remap", "reset"] = "remap"

@@ -300,6 +300,7 @@ def test_every_parameter_is_explained_with_its_default():
             assert name in ("data_dir", "run_name", "output_dir", "lr_head")
             continue
         value = yaml.safe_load(default) if default else None
+        value = tuple(value) if isinstance(value, list) else value
         assert (value if value is not None else None) == (field.default if field.default != () else None) or float(
             default
         ) == field.default, name

@@ -149,8 +149,11 @@ def pick_classes(train: Records, classes: tuple[str, ...] | None, top_k: int | N
     return sorted((train.categories[k] for k in most), key=lambda category: category["id"])
 
 
-def pick_images(whole: Records, categories: list[dict], limit: int | None, seed: int, split: str) -> Records:
-    """The photos with at least one single instance of ``categories``: all, or ``limit`` of them drawn with ``seed``.
+def pick_images(
+    whole: Records, categories: list[dict], limit: int | None, seed: int, split: str, background: float = 0.0
+) -> Records:
+    """The photos with at least one single instance of ``categories``: all, or ``limit`` of them drawn with ``seed``;
+    and ``background`` times as many that show nothing of these categories, as far as there are any.
 
     A larger limit gives a superset, so that a download can grow. Raises UserError when there is no such photo.
     """
@@ -163,6 +166,9 @@ def pick_images(whole: Records, categories: list[dict], limit: int | None, seed:
         names = ", ".join(category["name"] for category in categories)
         raise UserError(f"No photo of {split} shows any of {names}: choose other classes, or a source that has some.")
     random.Random(f"{seed} {split}").shuffle(eligible)
-    chosen = whole.take(np.isin(ids, eligible[:limit]), mine, categories=categories, eligible=len(eligible))
+    others = sorted(ids[np.bincount(whole.rows["image"][mine], minlength=len(ids)) == 0].tolist())
+    random.Random(f"{seed} {split} background").shuffle(others)
+    taken = eligible[:limit] + others[: round(background * len(eligible[:limit]))]
+    chosen = whole.take(np.isin(ids, taken), mine, categories=categories, eligible=len(eligible))
     chosen.rows["label"] = label[chosen.rows["label"]]
     return chosen

@@ -56,7 +56,7 @@ def manifest_table(manifest: dict) -> pd.DataFrame:
 
 def _request(cfg: Config) -> dict:
     """What was asked, so that two calls can be compared; annotation files by their content, no path of this machine."""
-    names = ("data_source", "classes", "top_k", "max_train_images", "max_val_images", "seed")
+    names = ["data_source", "classes", "top_k", "max_train_images", "max_val_images", "background_share", "seed"]
     request = {name: value for name, value in cfg.as_json().items() if name in names}
     if cfg.data_source == "folder":
         request["annotation_files"] = {
@@ -170,7 +170,11 @@ def _choose(cfg: Config, files: dict[str, list[tuple[Path, Path]]]) -> dict[str,
     check_categories(whole["train2017"].categories + whole["val2017"].categories, "train2017 and val2017")
     categories = pick_classes(whole["train2017"], cfg.classes, cfg.top_k)
     limits = {"train2017": cfg.max_train_images, "val2017": cfg.max_val_images}
-    return {split: pick_images(whole.pop(split), categories, limits[split], cfg.seed, split) for split in SPLITS}
+    background = {"train2017": cfg.background_share, "val2017": 0.0}
+    return {
+        split: pick_images(whole.pop(split), categories, limits[split], cfg.seed, split, background[split])
+        for split in SPLITS
+    }
 
 
 def _broken_photos(cfg: Config, split: str, records: Records) -> dict[int, str]:

@@ -21,7 +21,16 @@ from safetensors import safe_open
 from helpers.config import Config
 from helpers.error_analysis.tide import TYPES
 from helpers.files import UserError, notebooks
-from helpers.grading.readers import Invalid, decodable, must, neighbour, pictures_decode, read_csv, read_json
+from helpers.grading.readers import (
+    Invalid,
+    all_finite,
+    decodable,
+    must,
+    neighbour,
+    pictures_decode,
+    read_csv,
+    read_json,
+)
 from helpers.index import CocoIndex, open_split
 from helpers.metrics import STATS, coco_metrics, ground_truth
 from helpers.train.checkpoints import damage
@@ -65,7 +74,10 @@ def environment_json(cfg: Config, path: Path) -> None:
 
 
 def losses(cfg: Config, path: Path) -> None:
-    table = read_csv(path, "step", "epoch", "lr", "loss", finite=True)
+    table = read_csv(path, "step", "epoch", "lr", "loss")
+    if "skipped" in table:  # by the fp16 scaler: the gradient of such a step is no number, and that is said
+        table["grad_norm"] = table["grad_norm"].where(table["skipped"] != 1, 0.0)
+    all_finite(table, path.name)
     must(list(table["step"]) == list(range(1, len(table) + 1)), "the steps are not 1, 2, 3, ...")
     must((np.diff(table["epoch"]) >= 0).all(), "the epochs go backwards")
     ends = neighbour(lambda: int(read_csv(cfg.run_dir / "epochs.csv", "step")["step"].iloc[-1]))

@@ -53,10 +53,15 @@ def read_csv(path: Path, *columns: str, rows: int = 1, finite: bool | list[str] 
     lacking = [name for name in columns if name not in table]
     must(not lacking, f"{path.name} has no column {', '.join(lacking)}")
     must(len(table) >= rows, f"{path.name} has no row")
-    for name in table if finite is True else finite or ():
-        wrong = table[name].isin([np.inf, -np.inf]) | table[name].isna()
-        must(not wrong.any(), f"{path.name} has a value in the column {name} that is no finite number")
+    if finite:
+        all_finite(table if finite is True else table[finite], path.name)
     return table
+
+
+def all_finite(table: pd.DataFrame, name: str) -> None:
+    for column in table:
+        wrong = table[column].isin([np.inf, -np.inf]) | table[column].isna()
+        must(not wrong.any(), f"{name} has a value in the column {column} that is no finite number")
 
 
 def pictures_in(folder: Path, deep: bool = True) -> list[Path]:

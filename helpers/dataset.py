@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 
-from helpers.index import CocoIndex, open_split  # noqa: F401  the rest of the project takes them from here
+from helpers.index import CocoIndex
 
 
 def read_image(path: Path, height: int, width: int) -> np.ndarray:
@@ -60,14 +60,22 @@ class CocoDetection(torch.utils.data.Dataset):
     A sample is ``{"image": uint8 [H, W, 3], "boxes_xyxy": float32 [n, 4] (pixels of ``image``), "class_labels": int64
     [n], "image_id": int, "orig_size": (height, width)}``. Crowd regions are left out: they are no single object to
     learn from. A photo that cannot be decoded gives ``{"image": None, ...}``, which the collator drops and counts. Of a
-    photo with more than ``most_objects`` the largest are taken.
+    photo with more than ``most_objects`` the largest are taken. ``paste`` (a ``PasteStep`` of ``synthetic_data``) puts
+    more of them onto the resized photo, before ``augment``.
     """
 
     def __init__(
-        self, index: CocoIndex, resize, augment=None, seed: int = 0, most_objects: int | None = None, epoch: int = 0
+        self,
+        index: CocoIndex,
+        resize,
+        augment=None,
+        seed: int = 0,
+        most_objects: int | None = None,
+        epoch: int = 0,
+        paste=None,
     ):
         self.index, self.resize, self.augment, self.most_objects = index, resize, augment, most_objects
-        self.seed, self.epoch = seed, epoch  # of the augmentation
+        self.seed, self.epoch, self.paste = seed, epoch, paste  # seed and epoch of paste and augment
         _ = (
             index.boxes_xyxy
         )  # computed here and not in each data-loader worker, which would then have a copy of its own
@@ -87,11 +95,11 @@ class CocoDetection(torch.utils.data.Dataset):
         except OSError:
             return {**sample, "image": None}
         image, boxes_xyxy = self.resize(image, index.boxes_xyxy[rows])
-        labels = index.labels[rows]
+        labels, seed = index.labels[rows], sample_seed(self.seed, self.epoch, sample["image_id"])
+        if self.paste is not None:
+            image, boxes_xyxy, labels = self.paste(image, boxes_xyxy, i, rows, seed, self.most_objects)
         if self.augment is not None:
-            image, boxes_xyxy, labels = self.augment(
-                image, boxes_xyxy, labels, sample_seed(self.seed, self.epoch, sample["image_id"])
-            )
+            image, boxes_xyxy, labels = self.augment(image, boxes_xyxy, labels, seed)
         return {**sample, "image": image, "boxes_xyxy": boxes_xyxy, "class_labels": labels}
 
 

@@ -53,6 +53,7 @@ class Run:
     optimizer: torch.optim.Optimizer
     train: CocoIndex
     val: CocoIndex
+    paste: Callable | None = None  # copy-paste in the loader, where ``cfg.copy_paste`` asks for it
     epoch: int = 0  # epochs finished
     batch: int = 0  # batches of the current epoch that are done with
     step: int = 0  # optimizer steps finished, those that the scaler left out too
@@ -228,6 +229,7 @@ def train_loader(run: Run, epoch: int, start: int = 0) -> DataLoader:
     batches = epoch_batches(run.train, cfg.batch_size, cfg.seed, epoch)
     batches = batches[: max(1, len(batches) // world) * world][rank::world][start:]
     options = {"augment": augmentation(cfg.augment), "seed": cfg.seed, "epoch": epoch, "most_objects": run.most_objects}
+    options["paste"] = run.paste
     return photo_loader(run.train, run.detector.preprocess, batches, cfg.num_workers, **options)
 
 

@@ -41,34 +41,36 @@ class Matches:
         return slice(int(self.starts[k]), int(self.starts[k + 1]))
 
 
-def match(gt: dict, detections: list[dict]) -> Matches:
+def match(gt: dict, detections: list[dict], areas: tuple[float, float] = (-np.inf, np.inf)) -> Matches:
     """COCO's greedy matching of ``detections`` (COCO results) with the COCO document ``gt``, at every IoU threshold.
 
     The most confident detection of a photo and class chooses first: the object with the largest IoU that is still free,
     and only if there is none a crowd region. Detections of other photos or categories are left out, as COCOeval does.
+    ``areas`` (lowest, highest, square pixels): objects outside are ignored as crowd regions are, and so are detections
+    outside that are on nothing.
     Source: ``evaluateImg`` of pycocotools.
     """
     image_ids = np.unique(np.array([image["id"] for image in gt["images"]], dtype=np.int64))
     category_ids = np.array([c["id"] for c in gt["categories"]], dtype=np.int64)
-    annotations = gt["annotations"]
-    of = (
-        np.fromiter(map(itemgetter(name), annotations), np.int64, len(annotations))
-        for name in ("image_id", "category_id")
-    )
-    truth = _table(*of, image_ids, category_ids)
-    truth["crowd"] = np.array([bool(a.get("iscrowd", 0)) for a in annotations], dtype=bool)[truth["row"]]
-    truth["bbox"] = bboxes(annotations)[truth["row"]]
-    truth = _rows(
-        truth, np.lexsort((truth["crowd"], truth["group"]))
-    )  # COCO looks at objects first, then at crowd regions
+    records = gt["annotations"]
+    column = lambda name: np.fromiter(map(itemgetter(name), records), np.int64, len(records))
+    truth = _table(column("image_id"), column("category_id"), image_ids, category_ids)
+    truth["crowd"] = np.array([bool(a.get("iscrowd", 0)) for a in records], dtype=bool)[truth["row"]]
+    truth["bbox"] = bboxes(records)[truth["row"]]
+    area = np.array([a.get("area", 0) for a in records], dtype=float)[truth["row"]]
+    truth["ignored"] = truth["crowd"] | (area < areas[0]) | (area > areas[1])
+    truth = _rows(truth, np.lexsort((truth["ignored"], truth["group"])))  # objects first, then what is ignored, as COCO
     given = Detections.of(detections)
     found = _table(given.image_id, given.category_id, image_ids, category_ids)
     found["score"] = given.score[found["row"]]
     found = _most_confident_first(found)
 
     groups = len(image_ids) * len(category_ids)
-    right, ignored = _assign(*_pairs(found, truth, groups, given.bbox), truth["crowd"], len(found["row"]))
-    counts = np.bincount(truth["group"][~truth["crowd"]], minlength=groups)
+    pairs = _pairs(found, truth, groups, given.bbox)
+    right, ignored, hit = _assign(*pairs, truth["crowd"], truth["ignored"], len(found["row"]))
+    size = given.bbox[found["row"], 2] * given.bbox[found["row"], 3]
+    ignored |= ~hit & ((size < areas[0]) | (size > areas[1]))
+    counts = np.bincount(truth["group"][~truth["ignored"]], minlength=groups)
     return Matches(
         classes=tuple(str(c["name"]) for c in gt["categories"]),
         image_ids=image_ids,
@@ -83,9 +85,8 @@ def match(gt: dict, detections: list[dict]) -> Matches:
 
 
 def _table(image_id: np.ndarray, category_id: np.ndarray, image_ids: np.ndarray, category_ids: np.ndarray) -> dict:
-    """Columns of the records with a known photo and category: ``row`` number, ``image`` and ``label`` (positions in the
-    two
-    lists of ids) and ``group``, one number for both."""
+    """Columns of the records with a known photo and category: ``row`` number, ``image`` and ``label`` (positions in
+    the two lists of ids) and ``group``, one number for both."""
     image, label = _position(image_id, image_ids), _position(category_id, category_ids)
     table = {"row": np.arange(len(image)), "image": image, "label": label, "group": label * len(image_ids) + image}
     known = (image >= 0) & (label >= 0)
@@ -118,10 +119,7 @@ def _order(values: np.ndarray) -> np.ndarray:
 
 
 def _falling(scores: np.ndarray) -> np.ndarray:
-    """Stable argsort downwards.
-
-    NumPy's fast sort of floats is not stable, so equal scores are put in order afterwards.
-    """
+    """Stable argsort downwards: NumPy's fast sort of floats is not stable, equal scores are put in order afterwards."""
     order = np.argsort(-scores)
     same = np.diff(scores[order]) == 0
     tied = np.flatnonzero(np.append(same, False) | np.append(False, same))
@@ -163,7 +161,7 @@ def _pairs(found: dict, truth: dict, groups: int, bbox: np.ndarray) -> tuple[np.
         parts.append((some[d[near]], g[near], iou[near]))
         start = stop
     d, g, iou = (np.concatenate(column) for column in zip(*parts))
-    order = np.lexsort((-g, -iou, truth["crowd"][g], d))  # of two objects with equal IoU, COCO takes the later one
+    order = np.lexsort((-g, -iou, truth["ignored"][g], d))  # of two objects with equal IoU, COCO takes the later one
     return d[order], g[order], iou[order]
 
 
@@ -180,13 +178,15 @@ def _iou(a: np.ndarray, b: np.ndarray, crowd: np.ndarray) -> np.ndarray:
     return np.divide(inside, union, out=np.zeros_like(inside), where=union > 0)
 
 
-def _assign(d: np.ndarray, g: np.ndarray, iou: np.ndarray, crowd: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """``right`` and ``ignored``, [T, n] bool, from the pairs.
+def _assign(
+    d: np.ndarray, g: np.ndarray, iou: np.ndarray, crowd: np.ndarray, skipped: np.ndarray, n: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """``right``, ``ignored`` (on something of ``skipped``) and ``hit`` (either), [T, n] bool, from the pairs.
 
     Instead of one detection after the other, in rounds: a detection gets its favourite as soon as no more confident one
     still has that object on its list. Detections are numbered by confidence, so the outcome is that of the greedy loop.
     """
-    right, ignored = np.zeros((2, len(IOU_THRESHOLDS), n), dtype=bool)
+    right, hit = np.zeros((2, len(IOU_THRESHOLDS), n), dtype=bool)
     owner = np.zeros(len(crowd), dtype=np.int64)
     for t, threshold in enumerate(IOU_THRESHOLDS):
         near = iou >= min(threshold, 1 - 1e-10)
@@ -196,8 +196,8 @@ def _assign(d: np.ndarray, g: np.ndarray, iou: np.ndarray, crowd: np.ndarray, n:
             owner[gi[::-1]] = di[::-1]  # the last write stays: the most confident detection that lists the object
             favourite = np.diff(di, prepend=-1) > 0  # the first pair of each detection
             settled = favourite & ((owner[gi] == di) | crowd[gi])
-            object_, region = settled & ~crowd[gi], settled & crowd[gi]
-            right[t, di[object_]], ignored[t, di[region]], taken[gi[object_]] = True, True, True
-            left = ~(right[t, di] | ignored[t, di] | taken[gi])
+            hit[t, di[settled]], right[t, di[settled & ~skipped[gi]]] = True, True
+            taken[gi[settled & ~crowd[gi]]] = True
+            left = ~(hit[t, di] | taken[gi])
             di, gi = di[left], gi[left]
-    return right, ignored
+    return right, hit & ~right, hit

@@ -8,10 +8,8 @@ import numpy as np
 
 def background(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
     """uint8 [H, W, 3]: flat, gradient, stripes, checks, a horizon or shapes, with more or less value noise over it."""
-    kind = rng.choice(
-        ["flat", "gradient", "noise", "stripes", "checks", "horizon", "shapes"],
-        p=[0.08, 0.17, 0.2, 0.12, 0.08, 0.22, 0.13],
-    )
+    kinds = ("flat", "gradient", "noise", "stripes", "checks", "horizon", "shapes")
+    kind = rng.choice(kinds, p=[0.08, 0.17, 0.2, 0.12, 0.08, 0.22, 0.13])
     one, two = random_colour(rng), random_colour(rng)
     y, x = np.mgrid[:height, :width].astype(np.float32)
     angle = rng.uniform(0, np.pi)

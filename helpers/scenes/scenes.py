@@ -10,9 +10,9 @@ import difflib
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -21,22 +21,12 @@ from tqdm import tqdm
 
 from helpers.files import UserError, write_atomic
 from helpers.scenes.backgrounds import background, photograph
-from helpers.scenes.sprites import KINDS, Sprite, pick_clutter, pick_sprite
+from helpers.scenes.compositor import Canvas, Sprite, cropped, premultiplied
+from helpers.scenes.sprites import KINDS, pick_clutter, pick_sprite
 
 VERSION = 1  # of what is drawn: raise it with every change of a pixel, and data sets of older scenes are made anew
-EXTRA_CLASSES = (
-    "airplane",
-    "train",
-    "boat",
-    "bird",
-    "umbrella",
-    "sports ball",
-    "wine glass",
-    "cake",
-    "cell phone",
-    "clock",
-)
-SCENE_CLASSES = tuple(name for name in KINDS if name not in EXTRA_CLASSES)
+EXTRA_CLASSES = tuple(name for name, kind in KINDS.items() if kind.extra)
+SCENE_CLASSES = tuple(name for name, kind in KINDS.items() if not kind.extra)
 SPLITS = ("train2017", "val2017")
 FIRST_IMAGE_ID = {"train2017": 1, "val2017": 1_000_001}
 
@@ -46,8 +36,7 @@ UNSEEN_SHARE = 0.39  # of the labelled things of validation: sprites that traini
 SIDES = (26, 120)  # longest side of a sprite in a 256-pixel scene, two octaves, before the class's own scale
 
 
-@dataclass(frozen=True, eq=False)
-class Thing:
+class Thing(NamedTuple):
     """A labelled object: `mask` bool [H, W] is its visible part."""
 
     name: str
@@ -61,8 +50,7 @@ class Thing:
         return list(cv2.boundingRect(self.mask.astype(np.uint8)))
 
 
-@dataclass(frozen=True, eq=False)
-class Scene:
+class Scene(NamedTuple):
     """`image` uint8 RGB [H, W, 3] and its labelled things, lowest first."""
 
     image: np.ndarray
@@ -75,10 +63,8 @@ def write_scenes(
     """Write `n_train` + `n_val` scenes under `root` in COCO's layout; the same arguments give the same bytes.
 
     `pretraining`: scenes for the shipped checkpoint, both splits drawn from the sprites of the pool `first` alone.
-
-    `size` is the longest side in pixels. Each scene depends on (seed, split, its number) alone, so a longer list starts
-    with the shorter one. Validation annotations carry `unseen_sprite`. UserError: a class that there are no sprites of,
-    listed twice, or none at all.
+    `size` is the longest side in pixels. Each scene depends on (seed, split, its number) alone. Validation annotations
+    carry `unseen_sprite`. UserError: a class that there are no sprites of, listed twice, or none at all.
     """
     _check_classes(classes)
     for split, count in zip(SPLITS, (n_train, n_val)):
@@ -86,9 +72,8 @@ def write_scenes(
         folder.mkdir(parents=True, exist_ok=True)
         write = partial(_write_scene, folder, classes, split, seed, size=size, pretraining=pretraining)
         with ThreadPoolExecutor(os.cpu_count()) as pool:  # numpy and OpenCV let other threads run
-            written = list(
-                tqdm(pool.map(write, range(count)), total=count, desc=f"scenes, {split}", unit="scene", leave=False)
-            )
+            made = pool.map(write, range(count))
+            written = list(tqdm(made, total=count, desc=f"scenes, {split}", unit="scene", leave=False))
         content = {
             **_header(classes, seed),
             "images": [image for image, _ in written],
@@ -118,54 +103,22 @@ def make_scene(
     rng = np.random.default_rng((seed, SPLITS.index(split), index))
     short = int(round(size * rng.uniform(0.7, 1.0)))
     height, width = (size, short) if rng.random() < 0.4 else (short, size)
-    canvas = _Canvas(background(rng, height, width))
+    canvas = Canvas(background(rng, height, width), MIN_VISIBLE, MIN_SIDE)
     wanted = [True] * rng.integers(2, 10) + [False] * rng.integers(0, 4)
     # mostly large ones first, as near things hide far ones less often than they hide all of them
-    plan = sorted(((label, _log_uniform(rng, *SIDES)) for label in wanted), key=lambda p: -p[1] * rng.uniform(0.5, 1.5))
+    sides = [float(np.exp(rng.uniform(*np.log(SIDES)))) for _ in wanted]
+    plan = sorted(zip(wanted, sides), key=lambda p: -p[1] * rng.uniform(0.5, 1.5))
     pools = ("first", "first") if pretraining else ("train", "unseen" if split == "val2017" else "train")
     for label, side in plan:
         _add(canvas, rng, classes, pools, label, side * size / 256)
-    while sum(thing is not None for thing in canvas.things) < 2:
+    while sum(layer.label is not None for layer in canvas.layers) < 2:
         _add(canvas, rng, classes, pools, True, SIDES[0] * 1.5 * size / 256)
-    things = [Thing(*thing, canvas.owner == i) for i, thing in enumerate(canvas.things) if thing]
+    things = [Thing(*layer.label, layer.whole_mask(height, width)) for layer in canvas.layers if layer.label]
     return Scene(photograph(rng, canvas.image), things)
 
 
-class _Canvas:
-    """What was painted: `image` uint8 [H, W, 3], `owner` int16 [H, W] = which thing is seen there (-1: background)."""
-
-    def __init__(self, image: np.ndarray):
-        self.image, self.owner = image, np.full(image.shape[:2], -1, np.int16)
-        self.things: list[tuple | None] = []  # (name, base, unseen); None: without a label
-        self.areas: list[int] = []  # pixels of each whole sprite, hidden and outside ones too
-
-    def paste(self, patch: np.ndarray, left: int, top: int, label: tuple | None) -> bool:
-        """Paint a premultiplied RGBA patch unless it or a labelled thing below would be left with too little."""
-        height, width = self.owner.shape
-        box = np.s_[max(top, 0) : min(top + patch.shape[0], height), max(left, 0) : min(left + patch.shape[1], width)]
-        patch_box = patch[max(-top, 0) :, max(-left, 0) :][: box[0].stop - box[0].start, : box[1].stop - box[1].start]
-        area, solid = int((patch[..., 3] > 127).sum()), patch_box[..., 3] > 127
-        before = self.owner[box].copy()
-        self.owner[box][solid] = len(self.things)
-        self.things.append(label)
-        self.areas.append(area)
-        touched = {len(self.things) - 1, *np.unique(before[solid]).tolist()} - {-1}
-        if not all(self._recognisable(i) for i in touched if self.things[i]):
-            self.owner[box] = before
-            self.things.pop()
-            self.areas.pop()
-            return False
-        keep = 255 - patch_box[..., 3:].astype(np.uint16)
-        self.image[box] = patch_box[..., :3] + (self.image[box] * keep + 127) // 255
-        return True
-
-    def _recognisable(self, i: int) -> bool:
-        mask = (self.owner == i).view(np.uint8)
-        return cv2.countNonZero(mask) >= MIN_VISIBLE * self.areas[i] and min(cv2.boundingRect(mask)[2:]) >= MIN_SIDE
-
-
 def _add(
-    canvas: _Canvas, rng: np.random.Generator, classes: Sequence[str], pools: tuple[str, str], label: bool, side: float
+    canvas: Canvas, rng: np.random.Generator, classes: Sequence[str], pools: tuple[str, str], label: bool, side: float
 ) -> None:
     """Pick a sprite and try some places for it; a crowded scene may refuse them all.
 
@@ -181,15 +134,16 @@ def _add(
         from_coco = others and rng.random() < 0.5
         sprite = pick_sprite(rng, others[rng.integers(len(others))], pool) if from_coco else pick_clutter(rng)
     patch = _warp(rng, sprite, side)
-    height, width = canvas.owner.shape
+    height, width = canvas.image.shape[:2]
     for _ in range(8):
         # most things stand inside the picture, a quarter may be cut by its border
         inset = side / 2 if rng.random() < 0.75 else 0
         x, y = (rng.uniform(min(inset, n / 2), max(n - inset, n / 2)) for n in (width, height))
-        if canvas.things and rng.random() < 0.18:  # near another thing, so that occlusion is common
-            ys, xs = np.nonzero(canvas.owner == rng.integers(len(canvas.things)))
+        if canvas.layers and rng.random() < 0.18:  # near another thing, so that occlusion is common
+            near = canvas.layers[rng.integers(len(canvas.layers))]
+            ys, xs = np.nonzero(near.mask)
             if len(xs):
-                x, y = (v.mean() + rng.normal(0, 0.7) * side for v in (xs, ys))
+                x, y = (v.mean() + rng.normal(0, 0.7) * side for v in (xs + near.left, ys + near.top))
         left, top = int(x - patch.shape[1] / 2), int(y - patch.shape[0] / 2)
         inside = -patch.shape[1] < left < width and -patch.shape[0] < top < height
         if inside and canvas.paste(patch, left, top, (sprite.name, sprite.base, pool == "unseen") if label else None):
@@ -204,15 +158,12 @@ def _warp(rng: np.random.Generator, sprite: Sprite, side: float) -> np.ndarray:
     stretch = rng.uniform(0.85, 1.18)
     new = (max(3, round(width * scale * stretch)), max(3, round(height * scale / stretch)))
     rgba = sprite.rgba[:, ::-1] if rng.random() < 0.5 else sprite.rgba
-    rgba = np.dstack([cv2.multiply(rgba[..., :3], np.dstack([rgba[..., 3]] * 3), scale=1 / 255), rgba[..., 3]])
-    rgba = cv2.resize(rgba, new, interpolation=cv2.INTER_AREA)
+    rgba = cv2.resize(premultiplied(rgba), new, interpolation=cv2.INTER_AREA)
     angle = np.clip(rng.normal(0, 12), -40, 40)
     turn = cv2.getRotationMatrix2D((new[0] / 2, new[1] / 2), angle, 1)
     reach = int(np.hypot(*new)) + 3
     turn[:, 2] += (reach - new[0]) / 2, (reach - new[1]) / 2
-    rgba = _recolour(rng, cv2.warpAffine(rgba, turn, (reach, reach)), kind.hue if kind else 1)
-    x, y, w, h = cv2.boundingRect((rgba[..., 3] > 127).view(np.uint8))
-    return rgba[y : y + h, x : x + w]
+    return cropped(_recolour(rng, cv2.warpAffine(rgba, turn, (reach, reach)), kind.hue if kind else 1))
 
 
 def _recolour(rng: np.random.Generator, rgba: np.ndarray, hue: float) -> np.ndarray:
@@ -234,7 +185,7 @@ def _records(scene: Scene, image_id: int, split: str) -> list[dict]:
         record = {
             "id": image_id * 16 + number,
             "image_id": image_id,
-            "category_id": KINDS[thing.name].category_id,
+            "category_id": KINDS[thing.name].id,
             "bbox": thing.bbox,
             "area": int(thing.mask.sum()),
             "iscrowd": 0,
@@ -267,18 +218,12 @@ def polygons(mask: np.ndarray) -> list[list[float]]:
 
 
 def _header(classes: Sequence[str], seed: int) -> dict:
+    text = f"Built-in scenes, seed {seed}. Emoji: OpenMoji (https://openmoji.org), CC BY-SA 4.0."
+    kinds = [(name, KINDS[name]) for name in classes]
     return {
-        "info": {
-            "description": f"Built-in scenes, seed {seed}. Emoji: OpenMoji (https://openmoji.org), CC BY-SA 4.0.",
-            "url": "https://openmoji.org",
-            "version": "1",
-            "seed": seed,
-        },
+        "info": {"description": text, "url": "https://openmoji.org", "version": "1", "seed": seed},
         "licenses": [{"id": 1, "name": "CC BY-SA 4.0", "url": "https://creativecommons.org/licenses/by-sa/4.0/"}],
-        "categories": [
-            {"id": KINDS[name].category_id, "name": name, "supercategory": KINDS[name].supercategory}
-            for name in classes
-        ],
+        "categories": [{"id": kind.id, "name": name, "supercategory": kind.supercategory} for name, kind in kinds],
     }
 
 
@@ -288,11 +233,5 @@ def _check_classes(classes: Sequence[str]) -> None:
     for name in classes:
         if name not in KINDS:
             near = difflib.get_close_matches(str(name).lower(), KINDS, n=1, cutoff=0)
-            raise UserError(
-                f"There are no built-in scenes of class {name!r}; the nearest is {near[0]!r}, "
-                f"all of them are {', '.join(KINDS)}."
-            )
-
-
-def _log_uniform(rng: np.random.Generator, low: float, high: float) -> float:
-    return float(np.exp(rng.uniform(np.log(low), np.log(high))))
+            some = f"the nearest is {near[0]!r}, all of them are {', '.join(KINDS)}"
+            raise UserError(f"There are no built-in scenes of class {name!r}; {some}.")

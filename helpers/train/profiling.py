@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -52,13 +53,13 @@ class Profile:
         )
 
 
-def profile_steps(cfg: Config) -> Profile:
+def profile_steps(cfg: Config, paste: Callable | None = None) -> Profile:
     """Run a few training steps of a throw-away model under the profiler; write traces, tables and figure.
 
     Nothing of the run itself is touched. Files go to ``output_dir/profiler/<run_name>/``: trace.json.gz (for
     https://ui.perfetto.dev or chrome://tracing), breakdown.csv and .png, operators.csv, summary.json.
     """
-    run = build(cfg)
+    run = build(cfg, paste)
     folder = cfg.output_dir / "profiler" / cfg.run_name
     folder.mkdir(parents=True, exist_ok=True)
     batches = (batch for epoch in count() for batch in train_loader(run, epoch) if batch["pixel_values"] is not None)

@@ -35,8 +35,10 @@ FLUSH_EVERY = 20  # steps between reads of the losses from the device
 PROGRESS = ("epoch", "batch", "step", "seconds")  # of a run, kept with every checkpoint
 
 
-def build(cfg: Config) -> Run:
-    """Data, model, optimizer and accelerator of a config, seeded, at step 0."""
+def build(cfg: Config, paste: Callable | None = None) -> Run:
+    """Data, model, optimizer and accelerator of a config, seeded, at step 0; ``paste`` as for :func:`train`."""
+    if (paste is None) != (cfg.copy_paste == "none"):
+        raise UserError(f"copy_paste={cfg.copy_paste} needs the step of paste_step(cfg), and no other value does.")
     set_seed(cfg.seed)
     train, val = open_split(cfg, "train2017"), open_split(cfg, "val2017")
     for name, split in (("training", train), ("validation", val)):
@@ -61,7 +63,7 @@ def build(cfg: Config) -> Run:
     for group in optimizer.param_groups:
         group["base_lr"] = group["lr"]
     model, optimizer = accelerator.prepare(detector.model, optimizer)
-    run = Run(cfg, accelerator, detector, model, averaged, optimizer, train, val, notes=[note] if note else [])
+    run = Run(cfg, accelerator, detector, model, averaged, optimizer, train, val, paste, notes=[note] if note else [])
     crowded = int((np.diff(train.starts) > run.most_objects).sum()) if run.most_objects else 0
     if crowded:
         run.notes.append(
@@ -71,8 +73,10 @@ def build(cfg: Config) -> Run:
     return run
 
 
-def train(cfg: Config, on_flush: Callable[[Run], None] | None = None) -> Run:
+def train(cfg: Config, on_flush: Callable[[Run], None] | None = None, paste: Callable | None = None) -> Run:
     """Train as the config says and leave the run's folder; ``on_flush`` is called whenever new losses are known.
+
+    ``paste`` is the step that ``cfg.copy_paste`` asks for, made by ``synthetic_data.on_the_fly``.
 
     Raises UserError when the run exists already (unless ``resume`` or ``overwrite``) or is being trained by another
     process, when the data or the checkpoint is missing, for the faults that ``faults.explained`` knows, and when it is
@@ -80,7 +84,7 @@ def train(cfg: Config, on_flush: Callable[[Run], None] | None = None) -> Run:
     """
     with run_folder.only_process(cfg), explained(cfg):
         resume, sentences = run_folder.start_from(cfg)
-        run = build(cfg)
+        run = build(cfg, paste)
         run.notes += sentences
         if resume:
             _restore(run, resume)

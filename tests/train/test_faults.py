@@ -12,9 +12,11 @@ import signal
 import weakref
 
 import numpy as np
+import pandas as pd
 import pytest
 import tiny
 import torch
+from accelerate.optimizer import patch_optimizer_step
 from matplotlib.figure import Figure
 from safetensors.torch import load_file, save_file
 
@@ -22,6 +24,8 @@ from helpers import engine
 from helpers.engine import train_loader, train_step
 from helpers.evaluate.checkpoint import record_metrics
 from helpers.files import UserError, save_figure, write_atomic, write_json
+from helpers.grading import checks
+from helpers.grading.readers import Invalid
 from helpers.metrics import STATS, save_detections
 from helpers.train import checkpoints, faults, training
 from helpers.train.training import build, train
@@ -120,6 +124,11 @@ def test_batch_with_nan_boxes_can_be_kept(tmp_path):
 
 OUT_OF_MEMORY = [
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+    RuntimeError(
+        "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported at some other API call"
+    ),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
     RuntimeError("[enforce fail at alloc_cpu.cpp:121] err == 0. DefaultCPUAllocator: can't allocate memory: you tried"),
     MemoryError(),
 ]
@@ -134,9 +143,12 @@ OUT_OF_MEMORY = [
         (training, "predict", OUT_OF_MEMORY[0]),
         (training, "load_detector", OUT_OF_MEMORY[0]),
         (training.Accelerator, "backward", OUT_OF_MEMORY[1]),
-        (training, "predict", OUT_OF_MEMORY[2]),
+        (training.Accelerator, "backward", OUT_OF_MEMORY[2]),
+        (engine, "loss_parts", OUT_OF_MEMORY[3]),
+        (training.Accelerator, "backward", OUT_OF_MEMORY[4]),
+        (training, "predict", OUT_OF_MEMORY[5]),
     ],
-    ids=["forward", "backward", "optimizer", "validation", "loading", "CPU", "Python"],
+    ids=["forward", "backward", "optimizer", "validation", "loading", "driver", "cuBLAS", "cuDNN", "CPU", "Python"],
 )
 def test_out_of_memory_says_what_to_lower(base, monkeypatch, owner, name, error):
     """It comes in the backward pass as well as in the forward pass, and in a traceback of forty frames."""
@@ -323,3 +335,84 @@ def test_loader_starts_where_it_is_told(base):
     run = build(base)
     whole, rest = ([batch["image_ids"] for batch in train_loader(run, 1, start)] for start in (0, 2))
     assert whole[2:] == rest and len(whole) == 3
+
+
+@pytest.fixture
+def fp16(monkeypatch):
+    """The fp16 of a GPU on the CPU: accelerate's scaler, with the fused AdamW, around a computation in fp32."""
+    build = training.build
+
+    def with_scaler(*given):
+        run = build(*given)
+        scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+        run.accelerator.scaler = run.optimizer.scaler = scaler
+        run.accelerator.native_amp = True
+        monkeypatch.setattr(type(run.accelerator), "mixed_precision", property(lambda _: "fp16"))
+        run.optimizer._accelerate_step_called = False
+        run.optimizer._optimizer_original_step_method = run.optimizer.optimizer.step
+        run.optimizer._optimizer_patched_step_method = patch_optimizer_step(run.optimizer, run.optimizer.optimizer.step)
+        return run
+
+    monkeypatch.setattr(training, "build", with_scaler)
+
+
+def spoilt(monkeypatch, which, seen: list) -> None:
+    """The gradient of the steps ``which(number)`` overflows; ``seen`` gets the weights before each step."""
+    original = training.Accelerator.clip_grad_norm_
+
+    def clip(self, parameters, *args):
+        parameters = list(parameters)
+        trained = [p for p in parameters if p.grad is not None]
+        seen.append(trained[-1].detach().clone())
+        if which(len(seen)):
+            trained[-1].grad[...] = math.inf
+        return original(self, parameters, *args)
+
+    monkeypatch.setattr(training.Accelerator, "clip_grad_norm_", clip)
+
+
+def test_step_that_the_scaler_leaves_out(base, monkeypatch, fp16):
+    """fp16 overflows now and then: the step is left out, said, and graded as what it is; averaged weights do not count
+    it.
+
+    ``optimizer.step_was_skipped`` does not see it with a fused optimizer.
+    """
+    seen: list[torch.Tensor] = []
+    spoilt(monkeypatch, lambda step: step == 3, seen)
+    cfg = base.with_(run_name="overflow", ema=0.9, overwrite=True)
+    run = train(cfg)
+    assert torch.equal(seen[2], seen[3]) and not torch.equal(seen[1], seen[2]), "the weights of the left-out step moved"
+    assert run.averaged.count == run.step - 1 and run.step == 6
+    assert run.accelerator.scaler.get_scale() == 512
+    table = pd.read_csv(cfg.run_dir / "losses.csv")
+    assert (
+        table["skipped"].tolist() == [0, 0, 1, 0, 0, 0]
+        and table["grad_norm"].isna().tolist() == [False, False, True] + [False] * 3
+    )
+    checks.losses(cfg, cfg.run_dir / "losses.csv")
+    write_atomic(cfg.run_dir / "losses.csv", table.assign(skipped=0).to_csv(index=False))
+    with pytest.raises(Invalid, match="grad_norm that is no finite number"):
+        checks.losses(cfg, cfg.run_dir / "losses.csv")
+
+
+def test_gradient_that_stays_nan_ends_the_run(base, monkeypatch, fp16):
+    """A scaler leaves out every step of a broken model, and the run "finishes" without having learnt anything."""
+    spoilt(monkeypatch, lambda step: step > 2, [])
+    cfg = base.with_(run_name="lost", epochs=10, overwrite=True)
+    with pytest.raises(
+        UserError, match="gradient is not a finite number at step 22 for the 20th step in a row"
+    ) as caught:
+        train(cfg)
+    assert "failed_batch/" in str(caught.value) and (cfg.run_dir / "failed_batch" / "batch.safetensors").is_file()
+    assert len(faults.load_batch(cfg.run_dir / "failed_batch")["image_ids"]) == 4
+    assert (cfg.run_dir / "checkpoint_last").is_dir()
+
+
+def test_kernel_without_a_fixed_order_is_named(base, monkeypatch):
+    """``deterministic=true`` with a model that samples its feature maps: on a GPU there is no such kernel."""
+    error = RuntimeError("grid_sampler_2d_backward_cuda does not have a deterministic implementation, but you set ...")
+    at_call(monkeypatch, training.Accelerator, "backward", 1, raise_(error))
+    with pytest.raises(
+        UserError, match="deterministic=true cannot be had .*grid_sampler_2d_backward_cuda.* leave it out"
+    ):
+        train(base.with_(run_name="unordered", overwrite=True))

@@ -1,0 +1,187 @@
+"""The arms of the experiment: what each learns from, as a data set on the disk and a config of its own."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import orjson
+
+from helpers.config import Config
+from helpers.download.photos import link_or_copy
+from helpers.files import write_atomic, write_json
+from helpers.index import CocoIndex, open_split
+from helpers.synthetic_data.objects import Segmentations
+from helpers.synthetic_data.offline import SPLIT, published, write_synthetic
+from helpers.synthetic_data.on_the_fly import recipe
+
+EPOCH_STEPS = 250  # after so many, at most, an arm validates and saves a checkpoint that it can go on from
+
+
+@dataclass(frozen=True)
+class Arm:
+    """``real``: the share of an epoch's photos that are real; the others are synthetic, with objects at ``places``."""
+
+    title: str
+    real: float
+    places: str = "random"
+    on_the_fly: bool = False
+
+    @property
+    def data(self) -> str:
+        """The name of what it learns from, on the disk: arms may share it."""
+        return "real" if self.real == 1 else f"{round(100 * self.real)}_{self.places}"
+
+
+ARMS = {
+    "real": Arm("real photos only", 1.0),
+    "synthetic": Arm("synthetic photos only", 0.0),
+    "offline": Arm("real and synthetic photos", 0.5),
+    "context": Arm("real and synthetic photos, objects in context", 0.5, "context"),
+    "on_the_fly": Arm("real photos, copy-paste on the fly", 1.0, on_the_fly=True),
+}
+
+
+def plan(cfg: Config) -> Iterator[tuple[float, int, str]]:
+    """(share of the real photos, seed, arm) of every run, the cheap shares last."""
+    for share in sorted(cfg.real_share, reverse=True):
+        for seed in cfg.arm_seeds:
+            for arm in cfg.arms:
+                yield share, seed, arm
+
+
+def arm_config(cfg: Config, share: float, seed: int, arm: str) -> Config:
+    """The ordinary config of one arm's run: the recipe of ``cfg``, its own data, name and seed.
+
+    All arms have the same number of epochs, of as many photos each, so the same steps, schedule and validations.
+    """
+    name = f"{100 * share:g}-s{seed}"
+    return cfg.with_(
+        run_name=f"{cfg.run_name}-{arm}-{name}",
+        data_dir=synthetic_dir(cfg) / "arms" / f"{ARMS[arm].data}-{name}",
+        epochs=math.ceil(cfg.arm_steps / EPOCH_STEPS),
+        seed=seed,
+        copy_paste=ARMS[arm].places if ARMS[arm].on_the_fly else "none",
+        checkpoint="last",
+        profile=False,
+    )
+
+
+def synthetic_dir(cfg: Config) -> Path:
+    return cfg.data_dir.with_name(f"{cfg.data_dir.name}_synthetic")
+
+
+def photos_per_epoch(cfg: Config) -> int:
+    """Of an arm."""
+    steps = round(cfg.arm_steps / math.ceil(cfg.arm_steps / EPOCH_STEPS))
+    return steps * cfg.batch_size * cfg.grad_accumulation
+
+
+def prepare_arm(cfg: Config, share: float, seed: int, arm: str) -> dict:
+    """Write the data set of an arm, unless it is there; its manifest.
+
+    The real photos are a random ``share``, the same for all arms of a seed and part of those of a larger share.
+    Synthetic ones are made from these alone. Where an epoch is longer than there are photos, they come again under new
+    ids, so that each is augmented in another way; where it is shorter, it is their beginning in a random order.
+    """
+    ours, kind = arm_config(cfg, share, seed, arm), ARMS[arm]
+    index = real_part(open_split(cfg, SPLIT), share, seed)
+    count = photos_per_epoch(cfg)
+    request = {
+        "photos": count,
+        "real": index.image_ids.tolist(),
+        "classes": list(index.classes),
+        "files": [cfg.annotation_file(split).stat().st_size for split in (SPLIT, "val2017")],
+        "objects": cfg.paste_objects,
+        "places": kind.places,
+        "seed": seed,
+    }
+    file = ours.data_dir / "manifest.json"
+    if file.is_file() and (manifest := orjson.loads(file.read_bytes()))["request"] == request:
+        return manifest
+    shutil.rmtree(ours.data_dir, ignore_errors=True)
+    photos = _real(cfg, index, round(kind.real * count))
+    if len(photos) < count:
+        photos += _synthetic(cfg, index, ours, kind.places, count - len(photos))
+    different = _write(ours, index, photos)
+    _link_validation(cfg, ours)
+    manifest = {"kind": "arm", "photos": len(photos), "different_photos": different, "real_photos": len(index)}
+    write_json(file, manifest | {"request": request})
+    return manifest
+
+
+def real_part(index: CocoIndex, share: float, seed: int) -> CocoIndex:
+    """A random ``share`` of a split's photos, at least two; a larger share of the same seed begins with it."""
+    order = np.random.default_rng((seed, 4)).permutation(len(index))
+    return index.take(order[: max(2, round(share * len(index)))])
+
+
+def _real(cfg: Config, index: CocoIndex, count: int) -> list[dict]:
+    """``count`` photos, over and over in the order of ``index``: image record, file and annotations of each."""
+    segmentations = Segmentations.read(index, cfg.annotation_file(SPLIT))
+    photos = []
+    for i in range(min(count, len(index))):
+        image = {"id": int(index.image_ids[i]), "file_name": str(index.file_names[i])}
+        image |= {"height": int(index.heights[i]), "width": int(index.widths[i])}
+        ids = index.annotation_ids[index.rows(i)].tolist()
+        records = [published(segmentations, row) | {"id": key} for row, key in zip(index.rows(i).tolist(), ids)]
+        photos.append({"image": image, "path": index.path(i), "records": records})
+    return _repeated(photos, count)
+
+
+def _synthetic(cfg: Config, index: CocoIndex, ours: Config, places: str, count: int) -> list[dict]:
+    """``count`` synthetic photos, all of them different."""
+    folder = ours.data_dir / ".synthetic"
+    first = 1 + max(_highest(index), _highest(open_split(cfg, "val2017")))
+    write_synthetic(folder, recipe(ours.with_(data_dir=cfg.data_dir), index, places), count, ours.seed, first)
+    document = orjson.loads((folder / "annotations" / f"instances_{SPLIT}.json").read_bytes())
+    records = {image["id"]: [] for image in document["images"]}
+    for record in document["annotations"]:
+        records[record["image_id"]].append(record)
+    images = folder / "images" / SPLIT
+    photos = [{"image": i, "path": images / i["file_name"], "records": records[i["id"]]} for i in document["images"]]
+    return _repeated(photos, count)
+
+
+def _repeated(photos: list[dict], count: int) -> list[dict]:
+    return [photos[k % len(photos)] for k in range(count)]
+
+
+def _highest(index: CocoIndex) -> int:
+    return int(max(index.image_ids.max(initial=0), index.annotation_ids.max(initial=0)))
+
+
+def _write(ours: Config, index: CocoIndex, photos: list[dict]) -> int:
+    """Photos and annotations of an arm; how many of the photos are different. What comes again gets new ids."""
+    images, annotations, seen = [], [], set()
+    ids = [photo["image"]["id"] for photo in photos] + [r["id"] for photo in photos for r in photo["records"]]
+    fresh = itertools.count(max(ids) + 1)
+    for photo in photos:
+        image, again = dict(photo["image"]), photo["image"]["id"] in seen
+        if again:
+            image |= {"id": next(fresh), "copy_of": image["id"]}
+        else:
+            link_or_copy(photo["path"].resolve(), ours.image_dir(SPLIT) / image["file_name"])
+        seen.add(photo["image"]["id"])
+        images.append(image)
+        annotations += [
+            record | {"id": next(fresh) if again else record["id"], "image_id": image["id"]}
+            for record in photo["records"]
+        ]
+    categories = [{"id": key, "name": name} for key, name in zip(index.category_ids, index.classes)]
+    document = {"categories": categories, "images": images, "annotations": annotations}
+    write_atomic(ours.annotation_file(SPLIT), orjson.dumps(document))
+    return len(seen)
+
+
+def _link_validation(cfg: Config, ours: Config) -> None:
+    """The validation split of every arm is that of the data set, the same files."""
+    link_or_copy(cfg.annotation_file("val2017"), ours.annotation_file("val2017"))
+    index = open_split(cfg, "val2017")
+    for i, name in enumerate(index.file_names.tolist()):
+        link_or_copy(index.path(i).resolve(), ours.image_dir("val2017") / name)

@@ -1,0 +1,216 @@
+"""Figures of synthetic data and of the experiment; each function returns a matplotlib figure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+
+from helpers.boxes import xywh_to_xyxy
+from helpers.dataset import read_image
+from helpers.index import CocoIndex
+from helpers.pictures.colours import BLUE, GREY, ORANGE, PURPLE, SKY
+from helpers.pictures.grids import before_after
+from helpers.scenes.compositor import Layer
+from helpers.synthetic_data.arms import ARMS
+from helpers.synthetic_data.copy_paste import Context, CopyPaste
+from helpers.synthetic_data.offline import Synthetic
+from helpers.synthetic_data.probe import Probe
+
+COLOURS = (BLUE, ORANGE, SKY, PURPLE)
+CLASSES = 20  # the most frequent ones get a bar or a row; more would not be legible
+
+
+def things(copy_paste: CopyPaste, made: Synthetic) -> list[tuple[Layer, str]]:
+    """What is annotated in a synthetic photo with its visible mask and class, what was pasted last."""
+    segmentations, (height, width) = copy_paste.segmentations, made.pasted.image.shape[:2]
+    index, there = segmentations.index, []
+    for row in index.rows(made.background, crowd=False).tolist():
+        layer = made.pasted.changed.get(row) or segmentations.layer(row, made.background, height, width)
+        if made.pasted.changed.get(row, layer) is not None:
+            there.append((layer, index.classes[index.labels[row]]))
+    return there + [(layer, layer.label.name) for layer in made.pasted.layers]
+
+
+def with_masks(image: np.ndarray, layers: Sequence[Layer], strength: float = 0.4) -> np.ndarray:
+    """A copy of a photo, uint8 [H, W, 3], with the masks laid over it in four colours, one after the other."""
+    shown = image.astype(np.float32)
+    for k, layer in enumerate(layers):
+        part = np.s_[layer.top : layer.top + layer.mask.shape[0], layer.left : layer.left + layer.mask.shape[1]]
+        colour = 255 * np.array(to_rgb(COLOURS[k % len(COLOURS)]), np.float32)
+        shown[part] = np.where(layer.mask[..., None], (1 - strength) * shown[part] + strength * colour, shown[part])
+    return shown.astype(np.uint8)
+
+
+def page(copy_paste: CopyPaste, photos: Sequence[Synthetic], titles: Sequence[str] = ()) -> Figure:
+    """Synthetic photos with boxes of what is annotated, and masks of what was pasted."""
+    pictures = []
+    for made in photos:
+        parts = things(copy_paste, made)
+        image = with_masks(made.pasted.image, made.pasted.layers)
+        pictures.append((image, _boxes([layer for layer, _ in parts]), [name for _, name in parts]))
+    return before_after(pictures, list(titles) or [f"number {made.number}" for made in photos])
+
+
+def steps(copy_paste: CopyPaste, made: Synthetic) -> Figure:
+    """How a synthetic photo comes about: a source with its mask, the cut-out, the background, the paste, the labels."""
+    segmentations = copy_paste.segmentations
+    index = segmentations.index
+    photo = lambda i: read_image(index.path(i), int(index.heights[i]), int(index.widths[i]))
+    layer = max(made.pasted.layers, key=lambda each: each.visible)
+    source, row = layer.label.base
+    whole, before, none = photo(source), photo(made.background), np.zeros((0, 4))
+    cut = segmentations.layer(row, source, *whole.shape[:2])
+    rgba = layer.label.rgba.astype(np.float32)
+    alpha = rgba[..., 3:] / 255
+    squares = 180 + 50.0 * (np.add.outer(np.arange(rgba.shape[0]) // 8, np.arange(rgba.shape[1]) // 8)[..., None] % 2)
+    clear = (rgba[..., :3] * alpha + squares * (1 - alpha)).astype(np.uint8)
+    there = [segmentations.layer(r, made.background, *before.shape[:2]) for r in index.rows(made.background, False)]
+    parts = things(copy_paste, made)
+    names = [index.classes[index.labels[each.label]] for each in there]
+    pictures = [
+        (with_masks(whole, [cut]), _boxes([cut]), [layer.label.name]),
+        (clear, none, []),
+        (before, _boxes(there), names),
+        (with_masks(before, there), _boxes(there), names),
+        (made.pasted.image, none, []),
+        (with_masks(made.pasted.image, made.pasted.layers), _boxes(made.pasted.layers), _names(made.pasted.layers)),
+        (with_masks(made.pasted.image, [each for each, _ in parts]), none, []),
+        (made.pasted.image, _boxes([each for each, _ in parts]), [name for _, name in parts]),
+    ]
+    return before_after(pictures, [f"{k}. {title}" for k, title in enumerate(STEPS, start=1)])
+
+
+STEPS = (
+    "another photo, an object's mask",
+    "the object, cut out, its edge soft",
+    "the photo to paste on",
+    "the masks of its own objects",
+    "with objects pasted",
+    "what was pasted, with masks",
+    "all masks: only what is seen",
+    "the labels to learn from",
+)
+
+
+def _boxes(layers: Sequence[Layer]) -> np.ndarray:
+    return xywh_to_xyxy(np.array([layer.bbox for layer in layers], float).reshape(-1, 4))
+
+
+def _names(layers: Sequence[Layer]) -> list[str]:
+    return [layer.label.name for layer in layers]
+
+
+def statistics(indices: dict[str, CocoIndex]) -> Figure:
+    """Classes, sizes and objects a photo of two sets side by side, crowd regions not counted; shares in percent."""
+    figure = Figure(figsize=(12, 3.8), layout="constrained")
+    classes, sizes, counts = figure.subplots(1, 3, width_ratios=(1.3, 1, 1))
+    first = next(iter(indices.values()))
+    order = np.argsort(-np.bincount(first.labels[~first.iscrowd], minlength=len(first.classes)))[:CLASSES]
+    for k, ((name, index), colour) in enumerate(zip(indices.items(), (BLUE, ORANGE))):
+        labels, photos = index.labels[~index.iscrowd], np.repeat(np.arange(len(index)), np.diff(index.starts))
+        share = 100 * np.bincount(labels, minlength=len(index.classes)) / max(1, len(labels))
+        classes.barh(np.arange(len(order)) + (k - 0.5) * 0.4, share[order], height=0.38, color=colour, label=name)
+        each = {"histtype": "step", "linewidth": 2, "color": colour}
+        side = np.sqrt(np.maximum(index.areas[~index.iscrowd], 1))
+        sizes.hist(side, np.geomspace(4, 800, 40), weights=np.full(len(side), 100 / max(1, len(side))), **each)
+        objects = np.bincount(photos[~index.iscrowd], minlength=len(index))
+        counts.hist(objects, np.arange(-0.5, 31), weights=np.full(len(objects), 100 / max(1, len(objects))), **each)
+    classes.set_yticks(np.arange(len(order)), [first.classes[k] for k in order], parse_math=False)
+    classes.invert_yaxis()
+    classes.set_xlabel("% of the objects")
+    classes.legend()
+    sizes.set(xscale="log", xlabel="square root of the area (pixels)", ylabel="% of the objects")
+    sizes.set_xticks([8, 16, 32, 64, 96, 200, 400], ["8", "16", "32", "64", "96", "200", "400"])
+    sizes.minorticks_off()
+    counts.set(xlabel="objects in a photo", ylabel="% of the photos")
+    return figure
+
+
+def co_occurrence(indices: dict[str, CocoIndex]) -> Figure:
+    """How often photos that show the row's class show the column's class as well, in percent."""
+    first = next(iter(indices.values()))
+    order = np.argsort(-np.bincount(first.labels, minlength=len(first.classes)))[:CLASSES]
+    figure = Figure(figsize=(12, 1.6 + 0.34 * len(order)), layout="constrained")
+    for axis, (name, index) in zip(figure.subplots(1, 2), indices.items()):
+        together = 100 * Context.of(index).together[np.ix_(order, order)]
+        axis.imshow(together, cmap="Blues", vmin=0, vmax=100, aspect="auto")
+        for (r, c), value in np.ndenumerate(together):
+            axis.text(
+                c, r, f"{value:.0f}", ha="center", va="center", fontsize=8, color="white" if value > 60 else "black"
+            )
+        axis.set_xticks(
+            np.arange(len(order)), [first.classes[k] for k in order], rotation=60, ha="right", parse_math=False
+        )
+        axis.set_yticks(np.arange(len(order)), [first.classes[k] for k in order], parse_math=False)
+        axis.set_title(name)
+    return figure
+
+
+def probe_figure(found: Probe, control: Probe) -> Figure:
+    """Scores of photos that the probe has not learnt from, and its accuracy beside the control's."""
+    figure = Figure(figsize=(10, 3), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(2, 1))
+    bins = np.linspace(found.scores.min(), found.scores.max(), 31)
+    for truth, name, colour in ((False, "real", BLUE), (True, "synthetic", ORANGE)):
+        left.hist(found.scores[found.synthetic == truth], bins, color=colour, alpha=0.6, label=name)
+    left.axvline(0, color=GREY, linestyle=":")
+    left.set(xlabel="taken for real  ←  score  →  taken for synthetic", ylabel="photos")
+    left.legend()
+    for y, each in enumerate((found, control)):
+        low, high = each.interval
+        right.plot([low, high], [y, y], color=BLUE, linewidth=2)
+        right.plot(each.accuracy, y, "o", color=BLUE)
+    right.axvline(0.5, color=GREY, linestyle=":")
+    right.set(xlim=(0, 1), ylim=(1.5, -0.5), xlabel="accuracy, 95 %")
+    right.set_yticks([0, 1], ["synthetic or real", "real or real (control)"])
+    return figure
+
+
+def effects_figure(effects: pd.DataFrame, groups: Sequence[str] = ("all", "small", "medium", "large")) -> Figure:
+    """AP of each arm minus that of real photos alone, with its 95 % interval: a panel per group of objects."""
+    rows = list(dict.fromkeys(zip(effects["arm"], effects["share"])))
+    groups = [group for group in groups if effects.loc[effects["group"] == group, "value"].notna().any()]
+    columns = min(4, max(1, len(groups)))
+    lines = -(-max(1, len(groups)) // columns)
+    figure = Figure(figsize=(3.1 * columns + 2.2, lines * (1.2 + 0.3 * max(2, len(rows)))), layout="constrained")
+    axes = figure.subplots(lines, columns, squeeze=False, sharey=True)
+    for axis in axes.flat[len(groups) :]:
+        axis.axis("off")
+    for axis, group in zip(axes.flat, groups):
+        part = effects[effects["group"] == group].set_index(["arm", "share"])
+        for y, key in enumerate(rows):
+            row = part.loc[key]
+            sure = row["low"] > 0 or row["high"] < 0
+            colour = (BLUE if row["value"] > 0 else ORANGE) if sure else GREY
+            axis.plot([row["low"], row["high"]], [y, y], color=colour, linewidth=2)
+            axis.plot(row["value"], y, "o", color=colour)
+        axis.axvline(0, color="black", linewidth=0.8)
+        axis.set_title(group, fontsize=10, parse_math=False)
+        axis.set_yticks(
+            range(len(rows)),
+            [f"{ARMS[arm].title}\n{100 * share:g} % of the real photos" for arm, share in rows],
+            fontsize=8,
+        )
+        axis.set_ylim(len(rows) - 0.5, -0.5)
+        axis.grid(axis="x", alpha=0.3)
+    figure.supxlabel("AP minus AP with real photos only; grey: the interval holds 0", fontsize=10)
+    return figure
+
+
+def shares_figure(table: pd.DataFrame) -> Figure:
+    """mAP against the share of the real photos: a dot per run, a line through the means of an arm."""
+    figure = Figure(figsize=(7, 3.6), layout="constrained")
+    axis = figure.subplots()
+    for arm, colour in zip(dict.fromkeys(table["arm"]), (GREY, *COLOURS)):
+        part = table[table["arm"] == arm]
+        mean = part.groupby("share")["mAP"].mean()
+        axis.plot(100 * mean.index, mean, color=colour, label=ARMS[arm].title)
+        axis.plot(100 * part["share"], part["mAP"], "o", color=colour, markersize=4)
+    axis.set(xlabel="% of the real photos", ylabel="mAP")
+    axis.legend(fontsize=8)
+    axis.grid(alpha=0.3)
+    return figure

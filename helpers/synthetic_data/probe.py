@@ -1,0 +1,99 @@
+"""How far apart real and synthetic photos are, as the detector's own backbone sees them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.stats import binomtest
+from torch.utils._pytree import tree_flatten
+
+from helpers.dataset import read_image
+from helpers.files import UserError
+from helpers.model import Detector
+from helpers.synthetic_data.copy_paste import CopyPaste
+from helpers.synthetic_data.offline import background, make_synthetic
+
+FOLDS = 5
+
+
+@dataclass(frozen=True)
+class Probe:
+    """``scores`` [n] of photos that were not learnt from (above 0: taken for synthetic) and the truth [n] bool."""
+
+    scores: np.ndarray
+    synthetic: np.ndarray
+
+    @property
+    def right(self) -> int:
+        return int(((self.scores > 0) == self.synthetic).sum())
+
+    @property
+    def accuracy(self) -> float:
+        return self.right / len(self.scores)
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 %, Wilson's (https://doi.org/10.1080/01621459.1927.10502953)."""
+        bounds = binomtest(self.right, len(self.scores)).proportion_ci(method="wilson")
+        return float(bounds.low), float(bounds.high)
+
+
+def probe(
+    detector: Detector, copy_paste: CopyPaste, seed: int, most: int = 200, progress: Callable = iter
+) -> tuple[Probe, Probe]:
+    """Real against synthetic photos, and as a control real ones against others that are real as well.
+
+    ``most`` of each at most. No photo is on both sides: the synthetic ones' backgrounds are others than the real ones.
+    The classifier is a logistic regression on :func:`features`, judged by cross-validation. ``progress`` wraps the
+    photos (tqdm). Raises UserError where there are too few photos.
+    """
+    index = copy_paste.segmentations.index
+    n = min(most, len(index) // 2)
+    if n < 2 * FOLDS:
+        raise UserError(f"The probe needs {4 * FOLDS} training photos, there are {len(index)}.")
+    rows = {"real": [], "other": [], "synthetic": []}
+    for number in progress(range(2 * n)):
+        i = background(len(index), seed, number)
+        try:
+            image = read_image(index.path(i), int(index.heights[i]), int(index.widths[i]))
+        except OSError:
+            continue
+        rows["other" if number < n else "real"].append(features(detector, image))
+        if number < n:
+            rows["synthetic"].append(features(detector, make_synthetic(copy_paste, seed, number).pasted.image))
+    return _classify(rows["real"], rows["synthetic"], seed), _classify(rows["real"], rows["other"], seed)
+
+
+def _classify(real: list[np.ndarray], synthetic: list[np.ndarray], seed: int) -> Probe:
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import StratifiedKFold, cross_val_predict
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    truth = np.repeat([False, True], [len(real), len(synthetic)])
+    model = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=1000))
+    folds = StratifiedKFold(FOLDS, shuffle=True, random_state=seed % 2**32)
+    scores = cross_val_predict(model, np.stack(real + synthetic), truth, cv=folds, method="decision_function")
+    return Probe(scores, truth)
+
+
+@torch.inference_mode()
+def features(detector: Detector, image: np.ndarray) -> np.ndarray:
+    """[F] of a photo uint8 [H, W, 3]: mean and spread of each channel of the backbone's feature maps."""
+    name = min((name for name, _ in detector.model.named_modules() if name.endswith("backbone")), key=len)
+    found, boxes = [], np.zeros((0, 4), np.float32)
+    handle = detector.model.get_submodule(name).register_forward_hook(lambda *made: found.append(made[-1]))
+    image, boxes = detector.preprocess.resize(image, boxes)
+    sample = {"image": image, "boxes_xyxy": boxes, "class_labels": np.zeros(0, np.int64), "image_id": 0}
+    batch = detector.preprocess.collate([{**sample, "orig_size": image.shape[:2]}])  # alone: no padding in the means
+    inputs = detector.preprocess.to_device(batch, detector.model.device)
+    inputs.pop("labels")
+    try:
+        detector.model.eval()(**inputs)
+    finally:
+        handle.remove()
+    maps = [leaf[0].flatten(1).float() for leaf in tree_flatten(found)[0] if torch.is_tensor(leaf) and leaf.ndim == 4]
+    return torch.cat([m.mean(1) for m in maps] + [m.std(1) for m in maps]).cpu().numpy()

@@ -137,8 +137,9 @@ def _real(cfg: Config, index: CocoIndex, count: int) -> list[dict]:
 def _synthetic(cfg: Config, index: CocoIndex, ours: Config, places: str, count: int) -> list[dict]:
     """``count`` synthetic photos, all of them different."""
     folder = ours.data_dir / ".synthetic"
-    first = 1 + max(_highest(index), _highest(open_split(cfg, "val2017")))
-    write_synthetic(folder, recipe(ours.with_(data_dir=cfg.data_dir), index, places), count, ours.seed, first)
+    write_synthetic(
+        folder, recipe(ours.with_(data_dir=cfg.data_dir), index, places), count, ours.seed, first_free_id(cfg)
+    )
     document = orjson.loads((folder / "annotations" / f"instances_{SPLIT}.json").read_bytes())
     records = {image["id"]: [] for image in document["images"]}
     for record in document["annotations"]:
@@ -152,8 +153,10 @@ def _repeated(photos: list[dict], count: int) -> list[dict]:
     return [photos[k % len(photos)] for k in range(count)]
 
 
-def _highest(index: CocoIndex) -> int:
-    return int(max(index.image_ids.max(initial=0), index.annotation_ids.max(initial=0)))
+def first_free_id(cfg: Config) -> int:
+    """Image ids from here on are no photo's of the data set, and annotation ids made from them no annotation's."""
+    indices = [open_split(cfg, split) for split in (SPLIT, "val2017")]
+    return 1 + max(int(ids.max(initial=0)) for index in indices for ids in (index.image_ids, index.annotation_ids))
 
 
 def _write(ours: Config, index: CocoIndex, photos: list[dict]) -> int:

@@ -67,7 +67,7 @@ def steps(copy_paste: CopyPaste, made: Synthetic) -> Figure:
     rgba = layer.label.rgba.astype(np.float32)
     alpha = rgba[..., 3:] / 255
     squares = 180 + 50.0 * (np.add.outer(np.arange(rgba.shape[0]) // 8, np.arange(rgba.shape[1]) // 8)[..., None] % 2)
-    clear = (rgba[..., :3] * alpha + squares * (1 - alpha)).astype(np.uint8)
+    clear = (rgba[..., :3] + squares * (1 - alpha)).astype(np.uint8)
     there = [segmentations.layer(r, made.background, *before.shape[:2]) for r in index.rows(made.background, False)]
     parts = things(copy_paste, made)
     names = [index.classes[index.labels[each.label]] for each in there]
@@ -124,7 +124,7 @@ def statistics(indices: dict[str, CocoIndex]) -> Figure:
     classes.set_xlabel("% of the objects")
     classes.legend()
     sizes.set(xscale="log", xlabel="square root of the area (pixels)", ylabel="% of the objects")
-    sizes.set_xticks([8, 16, 32, 64, 96, 200, 400], ["8", "16", "32", "64", "96", "200", "400"])
+    sizes.set_xticks([8, 16, 32, 96, 200, 400], ["8", "16", "32", "96", "200", "400"])
     sizes.minorticks_off()
     counts.set(xlabel="objects in a photo", ylabel="% of the photos")
     return figure
@@ -177,7 +177,7 @@ def effects_figure(effects: pd.DataFrame, groups: Sequence[str] = ("all", "small
     columns = min(4, max(1, len(groups)))
     lines = -(-max(1, len(groups)) // columns)
     figure = Figure(figsize=(3.1 * columns + 2.2, lines * (1.2 + 0.3 * max(2, len(rows)))), layout="constrained")
-    axes = figure.subplots(lines, columns, squeeze=False, sharey=True)
+    axes = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True)
     for axis in axes.flat[len(groups) :]:
         axis.axis("off")
     for axis, group in zip(axes.flat, groups):

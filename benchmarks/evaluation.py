@@ -28,15 +28,14 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from helpers.evaluate import sentences
-from helpers.evaluate.comparison import assess, metrics_summary, per_class_table, ranking, twelve_numbers, unknown_ids
+from helpers.evaluate.comparison import assess, metrics_summary, per_class_table, run_table, twelve_numbers, unknown_ids
 from helpers.evaluate.curves import (
     best_operating_point,
     confusion,
-    photo_scores,
+    photo_table,
     precision_recall,
     reliability,
     score_curves,
-    worst_first,
 )
 from helpers.evaluate.examples import pick_examples
 from helpers.metrics import STATS, Detections, coco_metrics, load_detections
@@ -151,9 +150,9 @@ def ours(gt: dict, before: list[dict], after: list[dict]) -> tuple[dict[str, flo
         "confusion matrix",
         lambda: sentences.confusions(confusion(gt, result.detections, result.matches, best.threshold)),
     )
-    photos = timed("photos", lambda: photo_scores(result.matches, best.threshold))
-    timed("photos", lambda: (worst_first(photos), pick_examples(photos)))
-    timed("tables and sentences", lambda: ranking([start, result], result))
+    photos = timed("photos", lambda: photo_table(result.matches, best.threshold))
+    timed("photos", lambda: pick_examples(photos))
+    timed("tables and sentences", lambda: run_table([start, result], result))
     timed("tables and sentences", lambda: metrics_summary(start, result, best.threshold, calibration_error=error))
     return result.stats, seconds
 

@@ -23,7 +23,7 @@ from helpers.augment import augmentation
 from helpers.cli import command
 from helpers.collator import read_processor
 from helpers.dataset import CocoDetection
-from helpers.index import CocoIndex
+from helpers.download.coco import read_index
 from helpers.scenes.scenes import SCENE_CLASSES, write_scenes
 
 PHOTOS, JPEG_BYTES = 118_287, 19.3e9  # train2017
@@ -95,7 +95,7 @@ def preparation(size: int, photos: int = 24) -> float:
     preprocess = read_processor(DetrImageProcessor(size={"max_height": size, "max_width": size}))
     with tempfile.TemporaryDirectory() as folder:
         write_scenes(Path(folder), SCENE_CLASSES, photos, 1, seed=0, size=640)
-        index = CocoIndex.open(
+        index = read_index(
             Path(folder) / "annotations" / "instances_train2017.json", Path(folder) / "images" / "train2017"
         )
         data, seconds = CocoDetection(index, preprocess.resize, augmentation("full")), []

@@ -16,6 +16,7 @@ from machine import header
 from helpers.cli import command
 from helpers.config import load_config
 from helpers.devices import autocast, pick_device
+from helpers.download.coco import read_index
 from helpers.engine import eval_loader, predict
 from helpers.evaluate.checkpoint import load_checkpoint
 from helpers.index import CocoIndex, open_split
@@ -68,7 +69,7 @@ def every_photo(root: Path, classes: tuple[str, ...]) -> CocoIndex:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "instances_val2017.json"
         file.write_bytes(orjson.dumps(coco))
-        return CocoIndex.open(file, root / "images" / "val2017")
+        return read_index(file, root / "images" / "val2017")
 
 
 if __name__ == "__main__":

@@ -44,12 +44,19 @@ def cxcywh_to_xyxy(boxes_cxcywh, height: int, width: int):
     )
 
 
-def box_iou(a_xyxy: np.ndarray, b_xyxy: np.ndarray) -> np.ndarray:
-    """Intersection over union of every pair: [n, 4] and [m, 4] to [n, m]; 0 where the union is empty."""
+def box_area(boxes_xyxy: np.ndarray) -> np.ndarray:
+    return np.prod(boxes_xyxy[..., 2:] - boxes_xyxy[..., :2], axis=-1)
+
+
+def intersection(a_xyxy: np.ndarray, b_xyxy: np.ndarray) -> np.ndarray:
+    """Area that every pair has in common: [n, 4] and [m, 4] to [n, m]."""
     top_left = np.maximum(a_xyxy[:, None, :2], b_xyxy[None, :, :2])  # [n, m, 2]
     bottom_right = np.minimum(a_xyxy[:, None, 2:], b_xyxy[None, :, 2:])
-    intersection = np.clip(bottom_right - top_left, 0, None).prod(axis=-1)  # [n, m]
-    area_a = np.prod(a_xyxy[:, 2:] - a_xyxy[:, :2], axis=-1)
-    area_b = np.prod(b_xyxy[:, 2:] - b_xyxy[:, :2], axis=-1)
-    union = area_a[:, None] + area_b[None, :] - intersection
-    return np.divide(intersection, union, out=np.zeros_like(union, dtype=float), where=union > 0)
+    return np.clip(bottom_right - top_left, 0, None).prod(axis=-1)
+
+
+def box_iou(a_xyxy: np.ndarray, b_xyxy: np.ndarray) -> np.ndarray:
+    """Intersection over union of every pair: [n, 4] and [m, 4] to [n, m]; 0 where the union is empty."""
+    both = intersection(a_xyxy, b_xyxy)
+    union = box_area(a_xyxy)[:, None] + box_area(b_xyxy)[None, :] - both
+    return np.divide(both, union, out=np.zeros_like(union, dtype=float), where=union > 0)

@@ -23,18 +23,15 @@ def parser(program: str, description: str) -> argparse.ArgumentParser:
     """A parser with the arguments that every command has."""
     made = _Parser(prog=f"python -m {program}", description=description, allow_abbrev=False)
     made.add_argument("--preset", default="demo", metavar="P", help="a file of notebooks/presets (default: demo)")
-    made.add_argument(
-        "overrides", nargs="*", metavar="NAME=VALUE", help="any parameter of the notebooks, such as epochs=3"
-    )
+    made.add_argument("overrides", nargs="*", metavar="NAME=VALUE", help="any parameter, such as epochs=3")
     return made
 
 
 def configure(preset: str, assignments: Sequence[str]) -> tuple[Config, dict]:
     """The validated config of a command line, and its overrides as plain typed values for papermill.
 
-    A value is text until the config has checked it (``epochs=3`` becomes 3, ``lr=1e-5`` a float,
-    ``classes=person,car`` a list); nothing is ever evaluated. Raises UserError for anything that is not a known
-    parameter with a valid value.
+    A value is text until the config has checked it (``epochs=3`` becomes 3, ``classes=person,car`` a list); nothing is
+    ever evaluated. Raises UserError for anything that is not a known parameter with a valid value.
     """
     given = dict(_assignment(text) for text in assignments)
     cfg = load_config(preset, **given)

@@ -19,18 +19,10 @@ from pydantic import Field
 from helpers.files import ROOT, UserError, portable
 
 PRESETS = ROOT / "notebooks" / "presets"
+# What all runs share in output_dir: no run may have such a name.
 SHARED = (
-    "data_sanity",
-    "runs",
-    "profiler",
-    "metrics.csv",
-    "visualizations",
-    "error_analysis",
-    "synthetic_data",
-    "notebooks",
-    "report",
-    "grading.json",
-)  # in output_dir
+    "data_sanity runs profiler metrics.csv visualizations error_analysis synthetic_data notebooks report grading.json"
+)
 
 
 ArmName = Literal["real", "synthetic", "offline", "context", "on_the_fly"]
@@ -51,13 +43,12 @@ class Config(pydantic.BaseModel):
     top_k: int | None = Field(None, ge=1, le=80, description="the k most frequent classes by instances")
     max_train_images: int | None = Field(None, ge=1)
     max_val_images: int | None = Field(None, ge=1)
+    background_share: float = Field(0.0, ge=0, le=10, description="photos without our classes, for each one with them")
     # model
     model: str = Field("facebook/detr-resnet-50", description="hub name or folder of an object-detection checkpoint")
     class_head: Literal["remap", "reset"] = "remap"
     auxiliary_loss: bool = True
-    freeze_stages: int = Field(
-        2, ge=0, le=10, description="frozen leading stages of the backbone, the stem is the first"
-    )
+    freeze_stages: int = Field(2, ge=0, le=10, description="frozen stages of the backbone, the stem is the first")
     # training
     epochs: int = Field(25, ge=1)
     batch_size: int = Field(8, ge=1)
@@ -87,9 +78,7 @@ class Config(pydantic.BaseModel):
     arm_steps: int = Field(1000, ge=1, description="optimizer steps of every arm")
     # where things go, and how a run goes on
     output_dir: Path = Path("artifacts")
-    run_name: str = Field(
-        None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$", description="the preset's name unless set"
-    )
+    run_name: str = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$", description="the preset unless set")
     resume: str | None = Field(None, description="auto, an epoch's number, or a checkpoint folder")
     overwrite: bool = False
     profile: bool = True
@@ -109,14 +98,12 @@ class Config(pydantic.BaseModel):
     @pydantic.field_validator("resume", mode="before")
     @classmethod
     def _epoch_number(cls, value):
-        return (
-            str(value) if isinstance(value, int) and not isinstance(value, bool) else value
-        )  # papermill reads 3 as a number
+        return str(value) if type(value) is int else value  # papermill reads 3 as a number
 
     @pydantic.field_validator("run_name")
     @classmethod
     def _not_taken(cls, value):
-        if value.lower() in SHARED:  # a run's folder is emptied before it begins
+        if value.lower() in SHARED.split():  # a run's folder is emptied before it begins
             raise ValueError("this name is taken by a folder or file that all runs share")
         return value
 
@@ -125,12 +112,9 @@ class Config(pydantic.BaseModel):
     def _fill_paths(cls, values: dict) -> dict:
         values = {name: value for name, value in values.items() if value is not None}
         preset = values.get("preset", "demo")
-        values.setdefault("data_dir", f"data/{preset}")
-        values.setdefault("run_name", preset)
-        values.setdefault("output_dir", "artifacts")
-        for name in ("data_dir", "output_dir"):
-            values[name] = ROOT / Path(values[name]).expanduser()  # an absolute path stays as it is
-        return values
+        values = {"data_dir": f"data/{preset}", "run_name": preset, "output_dir": "artifacts", **values}
+        paths = {name: ROOT / Path(values[name]).expanduser() for name in ("data_dir", "output_dir")}
+        return {**values, **paths}  # an absolute path stays as it is
 
     @pydantic.model_validator(mode="after")
     def _belong_together(self) -> Config:
@@ -166,20 +150,15 @@ class Config(pydantic.BaseModel):
         return _validated({**self.model_dump(), **changes})
 
     def as_json(self) -> dict:
-        """Plain values; folders are written relative to the project or to ``~``, so that an artifact tells no home
-        folder.
-        """
+        """Plain values; folders are relative to the project or to ``~``: an artifact tells no home folder."""
         return {name: portable(value) for name, value in self.model_dump().items()}
 
     def describe(self) -> pd.DataFrame:
         """A row per parameter, with a mark where the value is not the preset's."""
         ours = self.as_json()
         theirs = load_config(self.preset, **{k: ours[k] for k in ("coco_root",) if ours[k]}).as_json()
-        rows = {
-            name: {"value": _shown(value), "": "" if value == theirs[name] else "changed"}
-            for name, value in ours.items()
-        }
-        return pd.DataFrame.from_dict(rows, orient="index")
+        changed = ["" if value == theirs[name] else "changed" for name, value in ours.items()]
+        return pd.DataFrame({"value": map(as_text, ours.values()), "": changed}, index=list(ours))
 
 
 def load_config(preset: str = "demo", **overrides) -> Config:
@@ -197,26 +176,47 @@ def load_config(preset: str = "demo", **overrides) -> Config:
     if not isinstance(values, dict):
         raise UserError(f"The preset {preset} holds no list of NAME: VALUE.")
     given = {name: value for name, value in overrides.items() if value is not None}
-    if given.get("classes") is not None:
-        values.pop("top_k", None)
-    elif given.get("top_k") is not None:
-        values.pop("classes", None)
+    for name, other in (("classes", "top_k"), ("top_k", "classes")):
+        if name in given:
+            values.pop(other, None)
     return _validated({"preset": preset, **values, **given})
 
 
 def notebook_config(namespace: dict) -> Config:
-    """The config of a notebook: reads the parameters out of ``globals()``.
+    """The config of a notebook, from the sources of its parameter cells (``In`` of ``globals()``) and nothing else.
 
-    papermill only warns about a parameter that it does not know, and a misspelt one would then be ignored. So every
-    name that is assigned in a cell starting with ``# Parameters`` (the notebook's own, and the one that papermill
-    injects) must be a parameter.
+    Such a cell begins with ``# Parameters``; the last run of each counts, papermill's after the notebook's own. What
+    later cells call ``seed`` or ``classes`` is none of it, so the config cell may run again. Raises UserError for an
+    unknown name (papermill only warns, and a misspelt one would be ignored) and for a line that gives no plain value.
     """
-    for source in namespace.get("In", []):
-        if source.lstrip().startswith("# Parameters"):
-            for node in ast.parse(source).body:
-                for target in getattr(node, "targets", []):
-                    _known(ast.unparse(target))
-    return load_config(**{name: namespace[name] for name in Config.model_fields if namespace.get(name) is not None})
+    cells: dict[str, str] = {}
+    for source in map(str.strip, namespace.get("In", [])):
+        if source.startswith("# Parameters"):
+            heading = source.splitlines()[0]
+            cells.pop(heading, None)  # an edited cell that runs again replaces itself
+            cells[heading] = source
+    if not cells:
+        raise UserError("The parameters cell has not run: run it first, then this one.")
+    values: dict = {}
+    for heading in sorted(cells, key=lambda heading: heading == "# Parameters"):  # papermill's heading
+        values |= _assigned(cells[heading])
+    return load_config(**{name: value for name, value in values.items() if value is not None})
+
+
+def _assigned(source: str) -> dict:
+    """The values of a parameters cell; it is read, never run."""
+    values = {}
+    try:
+        for statement in ast.parse(source).body:
+            text = ast.unparse(statement)
+            (target,) = (statement.target,) if isinstance(statement, ast.AnnAssign) else statement.targets
+            _known(ast.unparse(target))
+            values[target.id] = ast.literal_eval(statement.value)
+    except SyntaxError as error:
+        raise UserError(f"The parameters cell is not valid Python in its line {error.lineno}.") from None
+    except (AttributeError, ValueError, TypeError):
+        raise UserError(f"A parameters cell holds lines NAME = VALUE with plain values, not {text!r}.") from None
+    return values
 
 
 def _known(name: str) -> None:
@@ -232,10 +232,9 @@ def _validated(values: dict) -> Config:
     except pydantic.ValidationError as error:
         parts = []
         for problem in error.errors():
-            name = ".".join(str(part) for part in problem["loc"])
+            name = ".".join(map(str, problem["loc"]))
             reason = problem["msg"].removeprefix("Value error, ")
-            reason = f"{name}={problem['input']!r}: {reason[0].lower()}{reason[1:]}" if name else reason
-            parts.append(reason)
+            parts.append(f"{name}={problem['input']!r}: {reason[0].lower()}{reason[1:]}" if name else reason)
         raise UserError("; ".join(parts) + ".") from None
 
 
@@ -244,5 +243,6 @@ def _nearest(word: str, known) -> str:
     return f", did you mean {close[0]!r}?" if close else ""
 
 
-def _shown(value) -> str:
+def as_text(value) -> str:
+    """A parameter's value for a reader: a list with commas, nothing for None."""
     return ", ".join(map(str, value)) if isinstance(value, list) else "" if value is None else str(value)

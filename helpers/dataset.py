@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 
-from helpers.index import CocoIndex, open_split  # noqa: F401  the rest of the project takes them from here
+from helpers.index import CocoIndex
 
 
 def read_image(path: Path, height: int, width: int) -> np.ndarray:

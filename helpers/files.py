@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import math
 import os
 import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import orjson
 from filelock import FileLock, Timeout
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+def notebooks(folder: Path = ROOT / "notebooks") -> list[Path]:
+    """The assignment's notebooks in a folder, ``01_download.ipynb`` and so on, in order."""
+    return sorted(folder.glob("0?_*.ipynb"))
 
 
 class UserError(Exception):
@@ -23,14 +29,15 @@ class UserError(Exception):
         return [f"{type(self).__name__}: {self}"]
 
 
-def write_atomic(path: Path, data: bytes | str) -> Path:
+def write_atomic(path: Path, data: bytes | str | Iterable[bytes]) -> Path:
     """Write under a temporary name beside ``path``, then rename: a crash never leaves half a file under its name."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         with open(temporary, "wb") as file:
-            file.write(data.encode() if isinstance(data, str) else data)
+            data = data.encode() if isinstance(data, str) else data
+            file.writelines([data] if isinstance(data, bytes) else data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -50,20 +57,15 @@ def write_json(path: Path, value) -> Path:
 
 
 def _refuse_non_finite(value, where: str) -> None:
-    if isinstance(value, dict):
-        for key, item in value.items():
+    if isinstance(value, (dict, list, tuple)):
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
             _refuse_non_finite(item, f"{where}: {key}")
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            _refuse_non_finite(item, where)
     elif isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{where} would be {value}")
 
 
 def save_figure(figure, path: Path, dpi: int = 110) -> Path:
     """Save a matplotlib figure as PNG through :func:`write_atomic`."""
-    import io
-
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=dpi)
     return write_atomic(path, buffer.getvalue())
@@ -72,14 +74,13 @@ def save_figure(figure, path: Path, dpi: int = 110) -> Path:
 def require(path: Path, made_by: str) -> Path:
     """``path`` if it is there, else a UserError that names the notebook (``03_train``) which makes it."""
     if not Path(path).exists():
-        raise UserError(
-            f"{portable(Path(path))} is missing: run notebook {made_by} first "
-            f"(python -m helpers.run --only {made_by[:2]})."
-        )
+        command = f"python -m helpers.run --only {made_by[:2]}"
+        raise UserError(f"{portable(Path(path))} is missing: run notebook {made_by} first ({command}).")
     return Path(path)
 
 
 def portable(value):
+    """``value`` as JSON has it, with folders of the project and of the home folder written relative to these."""
     if isinstance(value, (list, tuple)):
         return [portable(item) for item in value]
     if isinstance(value, str) and value.startswith("/"):  # model, resume and checkpoint may be folders
@@ -95,9 +96,7 @@ def portable(value):
 
 @contextlib.contextmanager
 def locked(file: Path, busy: str) -> Iterator[None]:
-    """Hold the lock ``file``; the system releases it however the process ends. ``UserError(busy)`` when another one
-    has it.
-    """
+    """Hold the lock ``file``, which the system releases however the process ends; ``UserError(busy)`` if it is held."""
     file.parent.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(file, timeout=0):

@@ -1,25 +1,29 @@
-"""COCO annotations as flat arrays. Importing this does not import torch: a process that only reads annotations stays
-small.
+"""COCO annotations as flat arrays, opened from what notebook 01 wrote beside each annotation file.
 
-The map between COCO's category ids and the model's class indices 0..K-1 exists once, in :class:`CocoIndex`.
+The map between COCO's category ids and the model's class indices 0..K-1 exists once, in :class:`CocoIndex`. The
+annotation file itself is read in one place, ``helpers.download.coco``. Importing this does not import torch: a process
+that only reads annotations stays small.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePath, PurePosixPath
 
-import msgspec
 import numpy as np
-import orjson
+import safetensors
+import safetensors.numpy
 
 from helpers.boxes import xywh_to_xyxy
-from helpers.coco_columns import Columns, Photos, PlainReader, pieces, plain_photos
-from helpers.coco_records import annotation_problem, check_categories, check_file_name, image_problem, is_id, read_coco
 from helpers.config import Config
-from helpers.files import require
+from helpers.files import UserError, portable, require, write_atomic
+
+ARRAYS = ("image_ids", "heights", "widths", "starts", "bbox", "labels", "iscrowd", "areas", "annotation_ids")
+NAMES = ("classes", "category_ids", "file_names", "dropped")
 
 
 @dataclass(frozen=True)
@@ -63,179 +67,73 @@ class CocoIndex:
     def take(self, keep: np.ndarray, dropped: list[dict] = ()) -> CocoIndex:
         """The index of the images ``keep`` (positions), in that order."""
         rows = np.concatenate([self.rows(i) for i in keep]) if len(keep) else np.zeros(0, int)
-        counts = (self.starts[1:] - self.starts[:-1])[keep]
+        starts = np.concatenate([[0], np.cumsum(np.diff(self.starts)[keep])]).astype(np.int64)
+        images = {name: getattr(self, name)[keep] for name in ("image_ids", "file_names", "heights", "widths")}
+        records = {name: getattr(self, name)[rows] for name in ARRAYS[4:]}
         return CocoIndex(
             self.image_dir,
             self.classes,
             self.category_ids,
-            self.image_ids[keep],
-            self.file_names[keep],
-            self.heights[keep],
-            self.widths[keep],
-            np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
-            self.bbox[rows],
-            self.labels[rows],
-            self.iscrowd[rows],
-            self.areas[rows],
-            self.annotation_ids[rows],
-            [*self.dropped, *dropped],
+            **images,
+            starts=starts,
+            **records,
+            dropped=[*self.dropped, *dropped],
         )
 
-    @classmethod
-    def open(cls, annotation_file: Path, image_dir: Path) -> CocoIndex:
-        """Read a COCO annotation file; a record that cannot be used is dropped and listed in ``dropped``.
+    def without_missing(self) -> CocoIndex:
+        """The index of the photos that are in ``image_dir``; the others are listed in ``dropped``."""
+        here = present(self.image_dir)
+        names = enumerate(self.file_names.tolist())
+        missing = [i for i, name in names if name not in here and PurePosixPath(name).as_posix() not in here]
+        if not missing:
+            return self
+        dropped = [{"file": str(self.file_names[i]), "why": "the photo is missing"} for i in missing]
+        return self.take(np.setdiff1d(np.arange(len(self)), missing), dropped)
 
-        Raises UserError when the file is no COCO annotation file, or when a photo's name leads out of ``image_dir``.
-        """
-        annotation_file, image_dir = Path(annotation_file), Path(image_dir)
-        categories, photos, columns, dropped = read_plain(annotation_file, image_dir) or read_whole(
-            annotation_file, image_dir
-        )
-        columns = columns.take(np.argsort(columns.owner, kind="stable"))  # COCO's order within a photo
-        return cls(
-            image_dir=image_dir,
-            classes=tuple(str(c["name"]) for c in categories),
-            category_ids=tuple(int(c["id"]) for c in categories),
-            image_ids=photos.ids,
-            file_names=np.array(photos.names, dtype=str),
-            heights=photos.heights.astype(np.int32),
-            widths=photos.widths.astype(np.int32),
-            starts=np.searchsorted(columns.owner, np.arange(len(photos.ids) + 1)),
-            bbox=columns.bbox,
-            labels=columns.labels,
-            iscrowd=columns.iscrowd,
-            areas=columns.areas,
-            annotation_ids=columns.ids,
-            dropped=dropped,
-        )
+    def save(self, annotation_file: Path) -> Path:
+        """Write the index beside the annotation file that it was read from, for :func:`open_split`."""
+        head = {name: list(getattr(self, name)) for name in NAMES} | {"annotations": _digest(annotation_file)}
+        arrays = {name: np.ascontiguousarray(getattr(self, name)) for name in ARRAYS}
+        return write_atomic(index_file(annotation_file), safetensors.numpy.save(arrays, {"index": json.dumps(head)}))
+
+
+def index_file(annotation_file: Path) -> Path:
+    return Path(annotation_file).with_suffix(".index.safetensors")
 
 
 def open_split(cfg: Config, split: str) -> CocoIndex:
-    """The index of ``train2017`` or ``val2017``; UserError when notebook 01 has not run."""
-    return CocoIndex.open(require(cfg.annotation_file(split), "01_download"), cfg.image_dir(split))
+    """The index of ``train2017`` or ``val2017``, as notebook 01 left it.
 
-
-def read_plain(annotation_file: Path, image_dir: Path) -> tuple[list[dict], Photos, Columns, list[dict]] | None:
-    """Categories, usable photos, usable annotations and dropped records, without the whole document in memory.
-
-    None where the file is not laid out as COCO's is, or an id is there twice: then ``read_whole`` has to look at all of
-    it.
+    Photos that have gone since are listed in ``dropped``. Raises UserError when 01 has not run, or when the annotation
+    file is another one now.
     """
+    annotation_file = require(cfg.annotation_file(split), "01_download")
     try:
-        parts = pieces(annotation_file)
-        document = next(parts)
-        check_categories(document.categories, annotation_file, once=True)
-        category_ids = tuple(category["id"] for category in document.categories)
-        found = plain_photos(document.images, _present(image_dir))
-        if found is None:
-            return None
-        photos, dropped = found
-        categories = document.categories
-        del document
-        reader, position, columns = PlainReader(photos, category_ids), None, []
-        for piece in parts:
-            part = reader.columns(piece)
-            if part is None:
-                position = position or {key: i for i, key in enumerate(photos.ids.tolist())}
-                part = _checked(orjson.loads(piece), photos, position, category_ids, annotation_file, dropped)
-            columns.append(part)
-    except (OSError, ValueError, msgspec.DecodeError):
-        return None
-    columns = Columns.join([Columns.of([]), *columns])
-    if len(np.unique(columns.ids)) < len(columns.ids):
-        return None
-    return categories, photos, columns, dropped
-
-
-def read_whole(annotation_file: Path, image_dir: Path) -> tuple[list[dict], Photos, Columns, list[dict]]:
-    """What ``read_plain`` gives, of any file, record by record. Raises UserError as ``CocoIndex.open``."""
-    coco = read_coco(annotation_file)
-    categories = coco["categories"]
-    check_categories(categories, annotation_file, once=True)
-    images, dropped = _usable_images(coco["images"], image_dir, annotation_file)
-    ids, heights, widths = (
-        np.array([image[name] for image in images], dtype=np.int64) for name in ("id", "height", "width")
-    )
-    photos = Photos(
-        ids,
-        [image["file_name"] for image in images],
-        heights,
-        widths,
-        {image["id"] for image in coco["images"] if is_id(image.get("id"))},
-    )
-    position = {key: i for i, key in enumerate(ids.tolist())}
-    category_ids = tuple(category["id"] for category in categories)
-    return (
-        categories,
-        photos,
-        _checked(coco["annotations"], photos, position, category_ids, annotation_file, dropped),
-        dropped,
+        with safetensors.safe_open(index_file(annotation_file), "np") as file:
+            head = json.loads(file.metadata()["index"])
+            if head["annotations"] == _digest(annotation_file):
+                arrays = {name: file.get_tensor(name) for name in ARRAYS}
+                names = {"classes": tuple(head["classes"]), "category_ids": tuple(head["category_ids"])}
+                files = np.array(head["file_names"], dtype=str)
+                whole = CocoIndex(cfg.image_dir(split), **names, file_names=files, **arrays, dropped=head["dropped"])
+                return whole.without_missing()
+    except (OSError, safetensors.SafetensorError, ValueError, KeyError, TypeError):
+        pass
+    raise UserError(
+        f"{portable(annotation_file)} is not as notebook 01 left it, or its index is missing: run notebook 01_download "
+        "again (python -m helpers.run --only 01)."
     )
 
 
-def _checked(
-    records: list[dict],
-    photos: Photos,
-    position: dict[int, int],
-    category_ids: tuple[int, ...],
-    annotation_file: Path,
-    dropped: list[dict],
-) -> Columns:
-    """The usable ones of ``records``, checked one by one; the others go to the end of ``dropped``, with the reason."""
-    index_of = {category: k for k, category in enumerate(category_ids)}
-    rows, seen = [], set()
-    for record in records:
-        owner = record.get("image_id")
-        i = position.get(owner) if is_id(owner) else None
-        if i is None:
-            if not is_id(owner) or owner not in photos.listed:  # else its photo was dropped, and is in the list
-                dropped.append(
-                    {"file": annotation_file.name, "why": f"annotation {record.get('id')}: no photo {owner!r}"}
-                )
-            continue
-        image = {"width": int(photos.widths[i]), "height": int(photos.heights[i])}
-        why = annotation_problem(record, image, index_of, seen)
-        if why:
-            dropped.append({"file": photos.names[i], "why": f"annotation {record.get('id')}: {why}"})
-            continue
-        seen.add(record["id"])
-        bbox = record["bbox"]
-        rows.append(
-            (
-                i,
-                index_of[record["category_id"]],
-                record["id"],
-                bbox,
-                record.get("area", bbox[2] * bbox[3]),
-                bool(record.get("iscrowd", 0)),
-            )
-        )
-    return Columns.of(rows)
+def _digest(file: Path) -> str:
+    with open(file, "rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
-def _present(image_dir: Path) -> set[str]:
-    """What is in the folder, with "/" between folder and name.
-
-    (A Path for each of 118,000 photos would take seconds.)
-    """
+def present(image_dir: Path) -> set[str]:
+    """What is in the folder, with "/" between folder and name; a Path for each of 118,000 photos would take seconds."""
     found = set()
     for folder, folders, files in os.walk(image_dir):
         inside = PurePath(folder).relative_to(image_dir).as_posix()
         found.update(name if inside == "." else f"{inside}/{name}" for name in (*folders, *files))
     return found
-
-
-def _usable_images(records: list[dict], image_dir: Path, annotation_file: Path) -> tuple[list[dict], list[dict]]:
-    images, dropped, seen = [], [], set()
-    present = _present(image_dir)
-    for record in records:
-        check_file_name(record.get("file_name", ""), annotation_file)
-        why = image_problem(record, seen)
-        if why is None and PurePosixPath(record["file_name"]).as_posix() not in present:
-            why = "the photo is missing"
-        if why:
-            dropped.append({"file": str(record["file_name"]), "why": why})
-        else:
-            seen.add(record["id"])
-            images.append(record)
-    return images, dropped

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from operator import itemgetter
 from pathlib import Path
@@ -75,15 +75,47 @@ def ground_truth(index: CocoIndex) -> dict:
     }
 
 
-def evaluator(gt: dict, detections: Sequence[dict], engine: str = "hotcoco"):
-    """COCO's box evaluation, run: ``hotcoco`` (fast) or ``pycocotools`` (the reference). Detections must not be
-    empty.
+def numbered(gt: dict, detections: Sequence[dict]) -> tuple[dict, Detections]:
+    """Both with numbers from 1, in the order of the ids, instead of ids, which play no part in COCO's numbers.
+
+    The engines do not take them for names only: pycocotools reads an annotation's id 0 as "no match", a table of
+    float64 holds no id above 2^53, and hotcoco takes none below 0. What belongs to no photo or category of ``gt`` gets
+    a number that is none of theirs.
     """
+
+    def numbers(known: np.ndarray, ids) -> np.ndarray:
+        at = np.searchsorted(known, ids)
+        return np.where(known[at.clip(max=len(known) - 1)] == ids, at, len(known)) + 1
+
+    def renumbered(records: list[dict], names: dict[str, np.ndarray]) -> list[dict]:
+        columns = [numbers(known, [record[name] for record in records]).tolist() for name, known in names.items()]
+        return [{**record, **dict(zip(names, row))} for record, row in zip(records, zip(*columns))]
+
+    images, categories, annotations = (
+        np.unique(np.array([record["id"] for record in gt[name]], np.int64))
+        for name in ("images", "categories", "annotations")
+    )
+    names = {"id": annotations, "image_id": images, "category_id": categories}
+    given = Detections.of(detections)
+    found = replace(given, image_id=numbers(images, given.image_id), category_id=numbers(categories, given.category_id))
+    return {
+        **gt,
+        "images": renumbered(gt["images"], {"id": images}),
+        "categories": renumbered(gt["categories"], {"id": categories}),
+        "annotations": renumbered(gt["annotations"], names),
+    }, found
+
+
+def evaluator(gt: dict, detections: Sequence[dict], engine: str = "hotcoco"):
+    """COCO's box evaluation, run: ``hotcoco`` (fast) or ``pycocotools`` (the reference), on :func:`numbered` records.
+    Detections must not be empty.
+    """
+    gt, detections = numbered(gt, detections)
     if engine == "hotcoco":
         from hotcoco import COCO, COCOeval
 
         coco = COCO(gt)
-        run = COCOeval(coco, coco.load_res(Detections.of(detections).table()), "bbox")
+        run = COCOeval(coco, coco.load_res(detections.table()), "bbox")
         run.evaluate()
         run.accumulate()
         with contextlib.redirect_stdout(io.StringIO()):
@@ -96,7 +128,7 @@ def evaluator(gt: dict, detections: Sequence[dict], engine: str = "hotcoco"):
         coco = COCO()
         coco.dataset = gt
         coco.createIndex()
-        run = COCOeval(coco, coco.loadRes([dict(row) for row in detections]), "bbox")
+        run = COCOeval(coco, coco.loadRes(list(detections)), "bbox")
         run.evaluate()
         run.accumulate()
         run.summarize()

@@ -12,10 +12,7 @@ from matplotlib.figure import Figure
 from helpers.boxes import cxcywh_to_xyxy, xyxy_to_xywh
 from helpers.collator import Preprocess
 from helpers.dataset import CocoDetection, read_image
-from helpers.index import (
-    CocoIndex,
-    open_split,  # noqa: F401  the rest of the project takes them from here
-)
+from helpers.index import CocoIndex
 from helpers.pictures.colours import BLUE, GREY, ORANGE
 
 

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from helpers.config import PRESETS, Config, load_config, notebook_config
-from helpers.files import ROOT, UserError, require, write_atomic, write_json
+from helpers.files import ROOT, UserError, notebooks, require, write_atomic, write_json
 
 SHIPPED = ("demo", "mini", "coco_top10", "coco_street")
 
@@ -171,21 +171,71 @@ def test_describe_marks_what_was_changed():
     assert table.index[table[""] == "changed"].tolist() == ["epochs"]
 
 
-def test_notebook_config_reads_globals():
-    namespace = {
-        **dict.fromkeys(Config.model_fields),
-        "preset": "mini",
-        "epochs": 2,
-        "unrelated": 5,
-        "In": ["", "# Parameters\nepochs = 2"],
+OWN = '# Parameters: None means the preset\'s value\npreset = "mini"\nepochs = None  # times\nlr = None'
+
+
+@pytest.mark.parametrize(
+    "cells,expected",
+    [
+        ([OWN], {}),
+        ([OWN.replace("epochs = None", "epochs = 2")], {"epochs": 2}),
+        ([OWN, "# Parameters\nepochs = 2"], {"epochs": 2}),
+        ([OWN, '# Parameters\nbatch_size = 3\nclasses = ["cat"]'], {"batch_size": 3, "classes": ["cat"]}),
+        ([OWN, OWN.replace("lr = None", "lr = 1e-3")], {"lr": 1e-3}),
+        ([OWN + "\nseed = 3", OWN], {}),  # the line was taken out again
+        ([OWN, "# Parameters\nepochs = 2", OWN.replace("lr = None", "lr = 1e-3")], {"epochs": 2, "lr": 1e-3}),
+        ([OWN, "# Parameters\nepochs = 2", OWN.replace("epochs = None", "epochs = 9")], {"epochs": 2}),
+        ([OWN, "# Parameters\nepochs = 2", "# Parameters\nepochs = 4"], {"epochs": 4}),
+        ([OWN, "# Parameters of mine\nepochs = 5"], {"epochs": 5}),
+        ([OWN + "\nlr: float = 1e-3"], {"lr": 1e-3}),
+        ([OWN + "\nseed = (", OWN], {}),
+        ([OWN, "seed = 3\n# Parameters"], {}),
+    ],
+)
+def test_notebook_config_takes_the_last_run_of_each_parameters_cell(cells, expected):
+    """As *Run All Cells* would: the notebook's own first, then the one that papermill injects."""
+    assert notebook_config({"In": ["", "import os", *cells, "cfg = ..."]}) == load_config("mini", **expected)
+
+
+def test_notebook_config_reads_nothing_else():
+    """Trap 21: later cells call a loop variable seed, the data set's classes classes, and the profile profile; when the
+    config cell ran again, these became the run's parameters.
+    """
+    later = {
+        "seed": 3,
+        "classes": ("cat",),
+        "profile": object(),
+        "epochs": [1, 2],
+        "checkpoint": "last",
+        "preset": "demo",
     }
-    assert notebook_config(namespace) == load_config("mini", epochs=2)
+    assert notebook_config({**later, "In": ["", OWN, "# Parameters\nepochs = 2"]}) == load_config("mini", epochs=2)
 
 
-def test_notebook_config_refuses_an_injected_misspelling():
-    """papermill injects a parameter that the notebook does not know, and only warns."""
-    with pytest.raises(UserError, match="'epochs'"):
-        notebook_config({"preset": "demo", "In": ["", '# Parameters\npreset = "demo"\nepohcs = 2\n']})
+@pytest.mark.parametrize(
+    "cell,words",
+    [
+        ("epohcs = 2", "did you mean 'epochs'"),  # papermill injects what the notebook does not know, and only warns
+        ("epochs = 2 * 3", "'epochs = 2 * 3'"),
+        ("epochs = lr = 3", "'epochs = lr = 3'"),
+        ("epochs += 3", "'epochs += 3'"),
+        ("import os", "'import os'"),
+        ("if True:\n    epochs = 3", "NAME = VALUE"),
+        ("epochs = 3\nlr = (", "line 3"),
+        ("lr = float('inf')", "plain values"),
+        ("epochs, lr = 3, 1", "Unknown parameter"),
+    ],
+)
+def test_notebook_config_refuses_what_is_no_parameter(cell, words):
+    """A line that would be passed over in silence is a parameter that has no effect; nothing of the cell is run."""
+    with pytest.raises(UserError) as caught:
+        notebook_config({"In": ["", OWN, f"# Parameters\n{cell}"]})
+    assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_notebook_config_wants_its_cell():
+    with pytest.raises(UserError, match="run it first"):
+        notebook_config({"preset": "mini", "In": ["", "import os"]})
 
 
 def test_user_error_has_no_traceback():
@@ -225,11 +275,12 @@ def test_json_writes_numpy_values(tmp_path):
     assert orjson.loads((tmp_path / "x.json").read_bytes()) == {"a": 0.1, "b": [0, 1, 2], "c": "d"}
 
 
-def readme_rows(heading: str) -> dict[str, list[str]]:
-    """The first table under a heading of the README: first cell -> the other cells, without backquotes."""
-    text = (ROOT / "README.md").read_text()
-    part = re.search(rf"^#+ {re.escape(heading)}\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
-    assert part, f"the README has no heading {heading!r}"
+def rows_under(heading: str, page: str = "README.md") -> dict[str, list[str]]:
+    """The first table under a heading of a page: first cell -> the other cells, without backquotes."""
+    part = re.search(
+        rf"^#+ {re.escape(heading)}\n(.*?)(?=^## |\Z)", (ROOT / page).read_text(), re.MULTILINE | re.DOTALL
+    )
+    assert part, f"{page} has no heading {heading!r}"
     rows = [
         [cell.strip().replace("`", "") for cell in line.strip("|").split("|")]
         for line in part[1].splitlines()
@@ -238,9 +289,9 @@ def readme_rows(heading: str) -> dict[str, list[str]]:
     return {row[0]: row[1:] for row in rows[2:]}
 
 
-def test_readme_lists_every_parameter_with_its_default():
-    """A README that disagrees with the code is worse than none."""
-    rows = readme_rows("Parameters")
+def test_every_parameter_is_explained_with_its_default():
+    """A page that disagrees with the code is worse than none."""
+    rows = rows_under("Parameters", "docs/parameters.md")
     assert list(rows) == list(Config.model_fields)
     for name, (default, meaning) in rows.items():
         field = Config.model_fields[name]
@@ -249,13 +300,14 @@ def test_readme_lists_every_parameter_with_its_default():
             assert name in ("data_dir", "run_name", "output_dir", "lr_head")
             continue
         value = yaml.safe_load(default) if default else None
+        value = tuple(value) if isinstance(value, list) else value
         assert (value if value is not None else None) == (field.default if field.default != () else None) or float(
             default
         ) == field.default, name
 
 
 def test_readme_lists_every_preset():
-    rows = readme_rows("Presets")
+    rows = rows_under("Presets")
     assert set(rows) == {path.stem for path in PRESETS.glob("*.yaml")} and list(rows)[: len(SHIPPED)] == list(SHIPPED)
     for preset, cells in rows.items():
         values = yaml.safe_load((PRESETS / f"{preset}.yaml").read_text())
@@ -265,15 +317,35 @@ def test_readme_lists_every_preset():
         ), preset
 
 
-def test_readme_names_real_files_and_commands():
-    """Every `make` target, module and path in the README is there."""
-    text = (ROOT / "README.md").read_text()
+@pytest.mark.parametrize("page", ["README.md", *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))])
+def test_pages_name_real_files_and_commands(page):
+    """Every `make` target, module, path and link of a page is there."""
+    text = (ROOT / page).read_text()
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    assert set(re.findall(r"\bmake ([a-z]+)\b", text)) <= targets
+    assert set(re.findall(r"\bmake ([a-z]+)\b", "".join(re.findall(r"`[^`]+`", text)))) <= targets
     for module in re.findall(r"python -m (helpers\.\w+)", text):
         assert (ROOT / module.replace(".", "/") / "__main__.py").is_file(), module
-    for path in re.findall(r"`((?:helpers|notebooks|tests|data)/[\w./]+)`", text):
+    for path in re.findall(r"`(?:python )?((?:helpers|notebooks|tests|data|benchmarks)/[\w./]+)", text):
         assert (ROOT / path.rstrip("/")).exists() or path.startswith("data/"), path
+    for link in re.findall(r"\]\((?!https?:)([^)#]+)\)", text):
+        assert ((ROOT / page).parent / link).exists(), link
+
+
+def test_the_readmes_tree_is_the_house():
+    """Whoever adds a room, or takes one away, draws it; and each notebook has its question."""
+    text = (ROOT / "README.md").read_text()
+    tree = re.search(r"^helpers/\n(.*?)^\w", text, re.MULTILINE | re.DOTALL)[1]
+    there = {path.name + "/" * path.is_dir() for path in (ROOT / "helpers").iterdir() if not path.name.startswith("__")}
+    assert set(re.findall(r"\b\w+(?:\.py\b|/)", tree)) == there
+    assert {f"notebooks/{path.name}" for path in notebooks()} == set(re.findall(r"`(notebooks/0\w+\.ipynb)` \|", text))
+
+
+def test_every_benchmark_has_its_claim():
+    """A script whose claim nobody reads, or a claim without its command; the other modules are what scripts share."""
+    rows = rows_under("Benchmarks", "benchmarks/README.md")
+    named = {re.fullmatch(r"python benchmarks/(\w+)\.py", cells[2])[1] for cells in rows.values()}
+    assert named == {path.stem for path in (ROOT / "benchmarks").glob("*.py")} - {"machine", "peer"}
+    assert all(len(cells) == 3 and all(cells) for cells in rows.values())
 
 
 def test_requirements_are_pinned():

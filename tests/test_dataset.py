@@ -3,13 +3,16 @@
 import numpy as np
 import orjson
 import pytest
+import safetensors.numpy
 from PIL import Image
 from torchvision.transforms.v2 import InterpolationMode
 
 from helpers.collator import Preprocess
+from helpers.config import load_config
 from helpers.dataset import CocoDetection, epoch_batches, read_image, sample_seed
+from helpers.download.coco import read_index
 from helpers.files import UserError
-from helpers.index import CocoIndex
+from helpers.index import CocoIndex, index_file, open_split
 from helpers.metrics import coco_metrics, ground_truth
 from helpers.sanity import drop_broken_images, is_bijective, oracle_detections
 
@@ -19,7 +22,7 @@ SQUARE = Preprocess(96, False, 1 / 255, (0.5,) * 3, (0.5,) * 3, InterpolationMod
 
 @pytest.fixture(scope="module")
 def index(coco_source) -> CocoIndex:
-    return CocoIndex.open(coco_source / "annotations" / "instances_val2017.json", coco_source / "images" / "val2017")
+    return read_index(coco_source / "annotations" / "instances_val2017.json", coco_source / "images" / "val2017")
 
 
 def test_index_holds_the_published_records(index, coco_source):
@@ -146,7 +149,7 @@ def test_broken_photo_is_left_out_and_listed_not_a_crash(tmp_path):
         Image.fromarray(noise).save(folder / f"{k}.jpg")
     (folder / "2.jpg").write_bytes((folder / "2.jpg").read_bytes()[:900])
     (folder / "3.jpg").write_bytes(b"")
-    opened = CocoIndex.open(file, folder)
+    opened = read_index(file, folder)
     assert [row["file"] for row in opened.dropped] == ["4.jpg"]  # missing
     whole = drop_broken_images(opened)
     assert whole.image_ids.tolist() == [1] and {row["file"] for row in whole.dropped} == {"2.jpg", "3.jpg", "4.jpg"}
@@ -177,7 +180,7 @@ def test_bad_record_is_left_out_and_listed(tmp_path, change, why):
         tmp_path, [{"id": 1, "file_name": "1.jpg", "height": 50, "width": 50}], [good, {**good, "id": 2, **change}]
     )
     Image.new("RGB", (50, 50)).save(folder / "1.jpg")
-    opened = CocoIndex.open(file, folder)
+    opened = read_index(file, folder)
     assert opened.annotation_ids.tolist() == [1] and why in opened.dropped[0]["why"]
 
 
@@ -186,7 +189,7 @@ def test_photo_name_that_leads_out_is_refused(tmp_path, name):
     """A data set's file must not make us read elsewhere."""
     file, folder = write_coco(tmp_path, [{"id": 1, "file_name": name, "height": 5, "width": 5}], [])
     with pytest.raises(UserError, match="leads out of its folder"):
-        CocoIndex.open(file, folder)
+        read_index(file, folder)
 
 
 @pytest.mark.parametrize("content", [b'{"images": [', b"[]", b"", b'{"images": 3}'])
@@ -194,4 +197,49 @@ def test_annotation_file_that_is_none_is_named(tmp_path, content):
     """A half written file must be named, not end in a KeyError."""
     (tmp_path / "coco.json").write_bytes(content)
     with pytest.raises(UserError, match="coco.json"):
-        CocoIndex.open(tmp_path / "coco.json", tmp_path)
+        read_index(tmp_path / "coco.json", tmp_path)
+
+
+def test_index_beside_the_annotations_is_what_was_read(index, tmp_path):
+    """Notebooks 02 to 05 open it instead of reading the JSON again: every value and name must survive."""
+    cfg = load_config("demo", data_dir=tmp_path)
+    file = cfg.annotation_file("val2017")
+    file.parent.mkdir()
+    file.write_bytes(b"{}")
+    cfg.image_dir("val2017").parent.mkdir()
+    cfg.image_dir("val2017").symlink_to(index.image_dir)
+    index.save(file)
+    opened = open_split(cfg, "val2017")
+    for name, value in vars(index).items():
+        other = getattr(opened, name)
+        if isinstance(value, np.ndarray):
+            assert np.array_equal(value, other) and value.dtype == other.dtype, name
+        elif name != "image_dir":
+            assert value == other, name
+    file.write_bytes(b"[]")
+    with pytest.raises(UserError, match="not as notebook 01 left it.*--only 01"):
+        open_split(cfg, "val2017")
+    for content in (b"", b"\x10" + b"\0" * 7 + b'{"x": 1}        ', safetensors.numpy.save({}, {"index": "[]"})):
+        index_file(file).write_bytes(content)
+        with pytest.raises(UserError, match="not as notebook 01 left it"):
+            open_split(cfg, "val2017")
+
+
+def test_photo_that_went_is_noticed_on_opening(tmp_path):
+    """Else the first epoch ends at it, or trains without it in silence."""
+    images = [{"id": k, "file_name": f"./{k}.jpg", "height": 64, "width": 64} for k in (1, 2)]
+    boxes = [{"id": k, "image_id": k, "category_id": 3, "bbox": [1, 1, 9, 9], "area": 81, "iscrowd": 0} for k in (1, 2)]
+    cfg = load_config("demo", data_dir=tmp_path)
+    file, _ = write_coco(tmp_path, images, boxes)
+    cfg.annotation_file("val2017").parent.mkdir()
+    file.rename(cfg.annotation_file("val2017"))
+    cfg.image_dir("val2017").mkdir()
+    for k in (1, 2):
+        Image.new("RGB", (64, 64)).save(cfg.image_dir("val2017") / f"{k}.jpg")
+    read_index(cfg.annotation_file("val2017"), cfg.image_dir("val2017")).save(cfg.annotation_file("val2017"))
+    assert len(open_split(cfg, "val2017")) == 2
+    (cfg.image_dir("val2017") / "1.jpg").unlink()
+    opened = open_split(cfg, "val2017")
+    assert opened.annotation_ids.tolist() == [2] and opened.dropped == [
+        {"file": "./1.jpg", "why": "the photo is missing"}
+    ]

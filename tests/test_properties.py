@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +14,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torchvision.transforms.v2 import InterpolationMode
 
-from helpers import coco_columns, index
 from helpers.augment import MIN_SIDE, Augment
 from helpers.boxes import box_iou, cxcywh_to_xyxy, xywh_to_xyxy, xyxy_to_cxcywh, xyxy_to_xywh
-from helpers.coco_records import check_file_name, is_id
 from helpers.collator import Preprocess
-from helpers.download.coco import read_split
+from helpers.download import reader
+from helpers.download.coco import read_index, read_split
+from helpers.download.records import check_file_name, is_id
 from helpers.files import UserError
 from helpers.index import CocoIndex
 
@@ -229,27 +230,21 @@ PLAIN = {
 @example(images=[{**PHOTO, "width": 2**40}], annotations=[])
 @given(images=st.lists(photo, max_size=4), annotations=st.lists(record, max_size=6))
 def test_records_are_kept_or_counted(folder, images, annotations):
-    """Any record is usable or in the list of what was dropped; the download and the training agree on which; nothing
-    ends in a traceback.
+    """Any record is usable or in the list of what was dropped, a photo's own with it; what notebook 01 writes of them
+    is usable as it stands; nothing ends in a traceback.
     """
     file = folder / "coco.json"
-    file.write_text(
-        json.dumps(
-            {
-                "images": images,
-                "annotations": annotations,
-                "categories": [{"id": 2, "name": "a"}, {"id": 3, "name": "b"}],
-            }
-        )
-    )
-    index, source = CocoIndex.open(file, folder), read_split([(file, folder)])
-    assert index.annotation_ids.tolist() == [
-        r["id"] for k in index.image_ids for r in source.annotations if r["image_id"] == k
-    ]
-    assert index.image_ids.tolist() == [image["id"] for image in source.images]
-    assert len(source.images) + len(source.annotations) + len(source.dropped) == len(images) + len(annotations)
+    categories = [{"id": 2, "name": "a"}, {"id": 3, "name": "b"}]
+    file.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
+    index, source = read_index(file, folder), read_split([(file, folder)])
+    (folder / "written.json").write_bytes(b"".join(source.document()))
+    assert as_lists(read_index(folder / "written.json", folder)) == {**as_lists(index), "dropped": []}
     gone = {image.get("id") for image in images if is_id(image.get("id"))} - set(index.image_ids.tolist())
     with_their_photo = sum(is_id(r.get("image_id")) and r["image_id"] in gone for r in annotations)
+    assert (
+        sum(int(n) for row in index.dropped for n in re.findall(r"its (\d+) annotations", row["why"]))
+        == with_their_photo
+    )
     assert len(index) + len(index.bbox) + len(index.dropped) + with_their_photo == len(images) + len(annotations)
     assert len(set(index.annotation_ids)) == len(index.annotation_ids) and len(set(index.image_ids)) == len(index)
     for i in range(len(index)):
@@ -363,26 +358,28 @@ def test_reading_in_pieces_is_reading_record_by_record(folder, images, annotatio
         text = text[: damage[0]] + damage[1] + text[damage[0] :]
     file.write_text(text)
     found = []
-    for size, plain in ((8 * 2**20, True), (300, True), (0, False)):
+    for size, plain in ((5000, True), (2, True), (5000, False)):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(coco_columns, "PIECE", size)
+            patch.setattr(reader, "PIECE", size)
             if not plain:
-                patch.setattr(index, "read_plain", lambda *_: None)
+                patch.setattr(reader._Judge, "plain", lambda *_: None)
             try:
-                found.append(as_lists(CocoIndex.open(file, folder)))
+                found.append(as_lists(read_index(file, folder)))
             except UserError as error:
                 found.append(str(error))
     assert repr(found[0]) == repr(found[2]) and repr(found[1]) == repr(found[2])
 
 
-def test_ordinary_file_is_read_in_pieces(folder, monkeypatch):
+def test_ordinary_records_are_checked_by_the_column(folder, monkeypatch):
     """Otherwise the test above would compare the slow way with itself."""
     annotations = [{**PLAIN, "id": k, "bbox": [1, 1, 0 if k == 7 else 5, 5]} for k in range(50)]
     (folder / "plain.json").write_text(
-        json.dumps({"images": [PHOTO], "annotations": annotations, "categories": [{"id": 2, "name": "a"}]})
+        json.dumps({"images": [PHOTO], "annotations": annotations, "categories": [{"id": 2, "name": "a"}]}, indent=1)
     )
-    monkeypatch.setattr(coco_columns, "PIECE", 900)
-    monkeypatch.setattr("helpers.index.read_whole", None)
-    index = CocoIndex.open(folder / "plain.json", folder)
+    slow, judge = [], reader._Judge.one_by_one
+    monkeypatch.setattr(reader, "PIECE", 5)
+    monkeypatch.setattr(reader._Judge, "one_by_one", lambda self, texts: slow.append(len(texts)) or judge(self, texts))
+    index = read_index(folder / "plain.json", folder)
+    assert slow == [5], "only the piece with the unusual record"
     assert index.annotation_ids.tolist() == [k for k in range(50) if k != 7]
     assert index.dropped == [{"file": "1.jpg", "why": "annotation 7: bbox [1, 1, 0, 5] has no area"}]

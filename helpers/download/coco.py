@@ -1,51 +1,94 @@
-"""COCO folders as a source: join their annotation files, choose classes and photos.
+"""The data of a split: its annotation files joined, classes and photos chosen.
 
-A record is never changed: ids, `iscrowd`, `area` and `segmentation` leave here as they were published. Only where a
-home-made file leaves out `iscrowd` or `area`, which evaluation needs, they are added (0, and the area of the box).
+A record is never changed: what is chosen leaves here as the text that was published. Only where a home-made file leaves
+out ``iscrowd`` or ``area``, which evaluation needs, they are added (0, and the area of the box).
 """
 
 from __future__ import annotations
 
 import difflib
 import random
-from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from helpers.coco_records import annotation_problem, check_categories, check_file_name, image_problem, is_id, read_coco
+import numpy as np
+
+from helpers.download.reader import as_text, read_file
+from helpers.download.records import check_categories
 from helpers.files import UserError
+from helpers.index import CocoIndex
 
 SPLITS = ("train2017", "val2017")
 
 
 @dataclass
 class Records:
-    """One split: COCO's records, the folder that each photo lies in, and what had to be left out."""
+    """One split: N photos and M annotations, as ``reader.read_file`` gives them, and where the photos lie."""
 
-    categories: list[dict] = field(default_factory=list)
-    images: list[dict] = field(default_factory=list)
-    annotations: list[dict] = field(default_factory=list)
-    folders: dict[int, Path] = field(default_factory=dict)  # image id -> folder of the photo
+    categories: list[dict]
+    images: list[dict]  # N
+    folders: list[Path]  # N, where each photo lies
+    rows: np.ndarray  # [M] of ROW
+    texts: list  # M annotations, JSON
     dropped: list[dict] = field(default_factory=list)  # {"file", "why"}
-    header: dict = field(default_factory=dict)  # "info" and "licenses"
+    header: dict = field(default_factory=dict)  # "info" and "licenses", JSON
     eligible: int = 0  # photos that could have been chosen
 
-    def as_coco(self) -> dict:
-        lists = {"categories": self.categories, "images": self.images, "annotations": self.annotations}
-        return {**self.header, **lists}
+    @classmethod
+    def read(cls, annotation_file: Path, folder: Path) -> Records:
+        read = read_file(annotation_file)
+        return cls(folders=[folder] * len(read["images"]), **read)
 
-    def photo(self, image: dict) -> Path:
-        return self.folders[image["id"]] / image["file_name"]
+    def photo(self, i: int) -> Path:
+        return self.folders[i] / self.images[i]["file_name"]
+
+    def take(self, photos: np.ndarray, annotations: np.ndarray | None = None, **changes) -> Records:
+        """The photos that ``photos`` [N] marks, with their annotations, of those that ``annotations`` [M] marks."""
+        kept = photos[self.rows["image"]] if annotations is None else photos[self.rows["image"]] & annotations
+        rows, texts = self.rows[kept], [self.texts[i] for i in np.flatnonzero(kept)]
+        rows["image"] = (np.cumsum(photos) - 1)[rows["image"]]
+        images, folders = ([items[i] for i in np.flatnonzero(photos)] for items in (self.images, self.folders))
+        return replace(self, images=images, folders=folders, rows=rows, texts=texts, **changes)
 
     def without(self, broken: dict[int, str]) -> Records:
-        """The same split without the photos ``broken`` (image id -> reason), which are listed as dropped."""
-        lost = [image for image in self.images if image["id"] in broken]
-        return replace(
-            self,
-            images=[image for image in self.images if image["id"] not in broken],
-            annotations=[record for record in self.annotations if record["image_id"] not in broken],
-            dropped=self.dropped + [{"file": image["file_name"], "why": broken[image["id"]]} for image in lost],
+        """The same split without the photos ``broken`` (position -> reason), which are listed as dropped."""
+        lost = [{"file": self.images[i]["file_name"], "why": why} for i, why in broken.items()]
+        return self.take(~np.isin(np.arange(len(self.images)), [*broken]), dropped=self.dropped + lost)
+
+    def index(self, image_dir: Path) -> CocoIndex:
+        """The same as arrays, of photos in ``image_dir``."""
+        order = np.argsort(self.rows["image"], kind="stable")  # COCO's order within a photo
+        names = {"bbox": "bbox", "labels": "label", "iscrowd": "iscrowd", "areas": "area", "annotation_ids": "id"}
+        sides = {f"{name}s": np.array([i[name] for i in self.images], np.int32) for name in ("height", "width")}
+        return CocoIndex(
+            image_dir=Path(image_dir),
+            classes=tuple(category["name"] for category in self.categories),
+            category_ids=tuple(category["id"] for category in self.categories),
+            image_ids=np.array([image["id"] for image in self.images], np.int64),
+            file_names=np.array([image["file_name"] for image in self.images], dtype=str),
+            **sides,
+            starts=np.searchsorted(self.rows["image"][order], np.arange(len(self.images) + 1)),
+            **{name: self.rows[column][order] for name, column in names.items()},
+            dropped=self.dropped,
         )
+
+    def document(self) -> Iterator[bytes]:
+        """The split as a COCO annotation file, piece by piece."""
+        head = {**self.header, "categories": as_text(self.categories), "images": as_text(self.images)}
+        yield b"{" + b"".join(b'"%s": %s, ' % (name.encode(), text) for name, text in head.items())
+        yield b'"annotations": ['
+        for start in range(0, len(self.texts), 5000):
+            yield b", " * (start > 0) + b", ".join(self.texts[start : start + 5000])
+        yield b"]}"
+
+
+def read_index(annotation_file: Path, image_dir: Path) -> CocoIndex:
+    """All classes and photos of one annotation file; a record that cannot be used is listed in ``dropped``.
+
+    Raises UserError as :func:`read_split`.
+    """
+    return read_split([(annotation_file, image_dir)]).index(image_dir).without_missing()
 
 
 def read_split(files: list[tuple[Path, Path]]) -> Records:
@@ -54,20 +97,19 @@ def read_split(files: list[tuple[Path, Path]]) -> Records:
     Raises UserError for a file that is no COCO annotation file, for a photo whose name leads out of its folder, and
     where two files use one id or one photo name: ids must survive, so neither can give way.
     """
-    if len(files) == 1:
-        return _read_one(*files[0])
-    whole, owners = Records(), {}
-    for annotation_file, folder in files:
-        part = _read_one(annotation_file, folder)
+    (whole, *others), owners = [Records.read(Path(file), Path(folder)) for file, folder in files], {}
+    for part, (annotation_file, _) in zip((whole, *others), files if others else ()):
         _check_new(part, annotation_file, owners)
+    for part, (annotation_file, _) in zip(others, files[1:]):
         check_categories(whole.categories + part.categories, annotation_file)
-        known = {category["id"] for category in whole.categories}
-        whole.categories += [category for category in part.categories if category["id"] not in known]
-        whole.images += part.images
-        whole.annotations += part.annotations
-        whole.folders |= part.folders
-        whole.dropped += part.dropped
-        whole.header = whole.header or part.header
+        known = {category["id"]: k for k, category in enumerate(whole.categories)}
+        new = [category for category in part.categories if category["id"] not in known]
+        known |= {category["id"]: k for k, category in enumerate(new, len(known))}
+        part.rows["image"] += len(whole.images)
+        part.rows["label"] = np.array([known[c["id"]] for c in part.categories], np.int64)[part.rows["label"]]
+        both = {name: getattr(whole, name) + getattr(part, name) for name in ("images", "folders", "texts", "dropped")}
+        rows = np.concatenate([whole.rows, part.rows])
+        whole = Records(whole.categories + new, **both, rows=rows, header=whole.header or part.header)
     return whole
 
 
@@ -75,7 +117,7 @@ def _check_new(part: Records, annotation_file: Path, owners: dict) -> None:
     for kind, keys in (
         ("image id", [image["id"] for image in part.images]),
         ("photo", [image["file_name"] for image in part.images]),
-        ("annotation id", [record["id"] for record in part.annotations]),
+        ("annotation id", part.rows["id"].tolist()),
     ):
         for key in keys:
             other = owners.setdefault((kind, key), annotation_file)
@@ -84,38 +126,6 @@ def _check_new(part: Records, annotation_file: Path, owners: dict) -> None:
                     f"{kind} {key} is both in {other} and in {annotation_file}: folders that are joined "
                     "must not share ids or photo names; leave one of them out of coco_root."
                 )
-
-
-def _read_one(annotation_file: Path, folder: Path) -> Records:
-    coco = read_coco(annotation_file)
-    check_categories(coco["categories"], annotation_file, once=True)
-    images, dropped = {}, []
-    for image in coco["images"]:
-        check_file_name(image.get("file_name"), annotation_file)
-        why = image_problem(image, images)
-        if why:
-            dropped.append({"file": image["file_name"], "why": why})
-        else:
-            images[image["id"]] = image
-    annotations, seen, known = [], set(), {category["id"] for category in coco["categories"]}
-    for record in coco["annotations"]:
-        image = images.get(record.get("image_id")) if is_id(record.get("image_id")) else None
-        why = annotation_problem(record, image, known, seen) if image else f"no photo {record.get('image_id')!r}"
-        if why:
-            dropped.append(
-                {
-                    "file": image["file_name"] if image else annotation_file.name,
-                    "why": f"annotation {record.get('id')}: {why}",
-                }
-            )
-            continue
-        seen.add(record["id"])
-        if "iscrowd" not in record or "area" not in record:
-            record = {"iscrowd": 0, "area": record["bbox"][2] * record["bbox"][3], **record}
-        annotations.append(record)
-    header = {name: coco[name] for name in ("info", "licenses") if name in coco}
-    folders = dict.fromkeys(images, folder)
-    return Records(coco["categories"], list(images.values()), annotations, folders, dropped, header)
 
 
 def pick_classes(train: Records, classes: tuple[str, ...] | None, top_k: int | None) -> list[dict]:
@@ -131,32 +141,34 @@ def pick_classes(train: Records, classes: tuple[str, ...] | None, top_k: int | N
                 close = ", ".join(map(repr, difflib.get_close_matches(name, by_name, n=1, cutoff=0.0)))
                 raise UserError(f"There is no class {name!r} in the annotations; the nearest is {close or 'none'}.")
         return [by_name[name] for name in classes]
-    count = Counter(record["category_id"] for record in train.annotations if not record["iscrowd"])
-    if top_k > len(count):
-        raise UserError(f"top_k={top_k}, but the train annotations hold objects of {len(count)} classes only.")
-    most = sorted(count, key=lambda key: (-count[key], key))[:top_k]
-    by_id = {category["id"]: category for category in train.categories}
-    return [by_id[key] for key in sorted(most)]
+    count = np.bincount(train.rows["label"][~train.rows["iscrowd"]], minlength=len(train.categories))
+    there = [k for k, n in enumerate(count) if n]
+    if top_k > len(there):
+        raise UserError(f"top_k={top_k}, but the train annotations hold objects of {len(there)} classes only.")
+    most = sorted(there, key=lambda k: (-count[k], train.categories[k]["id"]))[:top_k]
+    return sorted((train.categories[k] for k in most), key=lambda category: category["id"])
 
 
-def pick_images(whole: Records, categories: list[dict], limit: int | None, seed: int, split: str) -> Records:
-    """The photos with at least one single instance of ``categories``: all, or ``limit`` of them drawn with ``seed``.
+def pick_images(
+    whole: Records, categories: list[dict], limit: int | None, seed: int, split: str, background: float = 0.0
+) -> Records:
+    """The photos with at least one single instance of ``categories``: all, or ``limit`` of them drawn with ``seed``;
+    and ``background`` times as many that show nothing of these categories, as far as there are any.
 
     A larger limit gives a superset, so that a download can grow. Raises UserError when there is no such photo.
     """
-    wanted = {category["id"] for category in categories}
-    mine = [record for record in whole.annotations if record["category_id"] in wanted]
-    eligible = sorted({record["image_id"] for record in mine if not record["iscrowd"]})
+    position = {category["id"]: k for k, category in enumerate(categories)}
+    label = np.array([position.get(category["id"], -1) for category in whole.categories], np.int64)
+    mine, ids = label[whole.rows["label"]] >= 0, np.array([image["id"] for image in whole.images], np.int64)
+    shown = np.bincount(whole.rows["image"][mine & ~whole.rows["iscrowd"]], minlength=len(ids))
+    eligible = sorted(ids[shown > 0].tolist())
     if not eligible:
         names = ", ".join(category["name"] for category in categories)
         raise UserError(f"No photo of {split} shows any of {names}: choose other classes, or a source that has some.")
     random.Random(f"{seed} {split}").shuffle(eligible)
-    chosen = set(eligible[:limit])
-    return replace(
-        whole,
-        categories=categories,
-        images=[image for image in whole.images if image["id"] in chosen],
-        annotations=[record for record in mine if record["image_id"] in chosen],
-        folders={key: whole.folders[key] for key in chosen},
-        eligible=len(eligible),
-    )
+    others = sorted(ids[np.bincount(whole.rows["image"][mine], minlength=len(ids)) == 0].tolist())
+    random.Random(f"{seed} {split} background").shuffle(others)
+    taken = eligible[:limit] + others[: round(background * len(eligible[:limit]))]
+    chosen = whole.take(np.isin(ids, taken), mine, categories=categories, eligible=len(eligible))
+    chosen.rows["label"] = label[chosen.rows["label"]]
+    return chosen

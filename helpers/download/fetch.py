@@ -35,7 +35,7 @@ class SteadyDownload:
         self.incoming, self.what, self.bar = incoming, what, bar
         self.wanted = wanted  # file name -> COCO's image record
         self.unreachable: dict[str, str] = {}  # file name -> reason: the network failed, another day may do better
-        self.broken: dict[int, str] = {}  # image id -> reason: the host does not have it, or has it broken
+        self.broken: dict[str, str] = {}  # file name -> reason: the host does not have it, or has it broken
         self.stopped = threading.Event()
         self._in_a_row, self._lock, self._local, self._random = 0, threading.Lock(), threading.local(), random.Random()
 
@@ -90,7 +90,7 @@ class SteadyDownload:
         with self._lock:
             self._in_a_row += 1
             if isinstance(error, BrokenFile) or _status(error) in GONE:
-                self.broken[image["id"]] = f"cannot be fetched: {_cause(error)}"
+                self.broken[name] = f"cannot be fetched: {_cause(error)}"
             else:
                 self.unreachable[name] = _cause(error)
             if self._in_a_row >= GIVE_UP:

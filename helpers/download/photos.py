@@ -47,22 +47,12 @@ def photo_problem(path: Path, image: dict) -> str | None:
 
 
 def check_photos(records: Records, what: str) -> dict[int, str]:
-    """Decode every photo once; image id -> reason for those that cannot be used."""
+    """Decode every photo once; position -> reason for those that cannot be used."""
+    bar = {"total": len(records.images), "desc": what, "unit": "photo", "mininterval": 1.0, "ncols": 100}
     with ThreadPoolExecutor(max(2, os.cpu_count() or 2)) as pool:
-        problems = pool.map(lambda image: photo_problem(records.photo(image), image), records.images)
-        problems = list(
-            tqdm(
-                problems,
-                total=len(records.images),
-                desc=what,
-                unit="photo",
-                mininterval=1.0,
-                ncols=100,
-                leave=False,
-                delay=1.0,
-            )
-        )
-    return {image["id"]: why for image, why in zip(records.images, problems) if why}
+        paths = map(records.photo, range(len(records.images)))
+        problems = list(tqdm(pool.map(photo_problem, paths, records.images), **bar, leave=False, delay=1.0))
+    return {i: why for i, why in enumerate(problems) if why}
 
 
 def place_photos(records: Records, folder: Path) -> None:
@@ -71,7 +61,7 @@ def place_photos(records: Records, folder: Path) -> None:
     The originals are only read. Raises UserError when copies would not fit on the disk.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    wanted = {folder / image["file_name"]: records.photo(image).resolve() for image in records.images}
+    wanted = {folder / image["file_name"]: records.photo(i).resolve() for i, image in enumerate(records.images)}
     for path in folder.rglob("*"):
         if path not in wanted and not path.is_dir():
             path.unlink()

@@ -10,17 +10,18 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import shutil
-from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import orjson
 import pandas as pd
 
-from helpers.coco_records import check_categories
 from helpers.config import Config
 from helpers.download.coco import SPLITS, Records, pick_classes, pick_images, read_split
 from helpers.download.photos import check_photos, only_one, place_photos
+from helpers.download.records import check_categories
 from helpers.files import UserError, write_atomic, write_json
+from helpers.index import open_split
 
 UNFINISHED = ".unfinished"  # marks a folder as ours until its manifest is there
 
@@ -53,15 +54,9 @@ def manifest_table(manifest: dict) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
-def class_table(manifest: dict) -> pd.DataFrame:
-    """A row per class: its COCO id and the number of single instances (``iscrowd`` 0) in each split."""
-    counts = {split: part["instances"] for split, part in manifest["splits"].items()}
-    return pd.DataFrame({"category id": dict(zip(manifest["classes"], manifest["category_ids"])), **counts})
-
-
 def _request(cfg: Config) -> dict:
     """What was asked, so that two calls can be compared; annotation files by their content, no path of this machine."""
-    names = ("data_source", "classes", "top_k", "max_train_images", "max_val_images", "seed")
+    names = ["data_source", "classes", "top_k", "max_train_images", "max_val_images", "background_share", "seed"]
     request = {name: value for name, value in cfg.as_json().items() if name in names}
     if cfg.data_source == "folder":
         request["annotation_files"] = {
@@ -90,12 +85,11 @@ def _finished(cfg: Config, request: dict) -> dict | None:
         if cfg.data_source == "folder" and any(part["dropped_photos"] for part in manifest["splits"].values()):
             return None  # the folder may have been mended since
         for split, part in manifest["splits"].items():
-            if cfg.annotation_file(split).stat().st_size != part["annotation_bytes"]:
-                return None
-            if _photo_sizes(cfg.image_dir(split)) != (part["images"], part["photo_bytes"]):
+            sizes = len(open_split(cfg, split)), part["photo_bytes"]  # which also knows its annotation file again
+            if _photo_sizes(cfg.image_dir(split)) != sizes:
                 return None
         return manifest
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # not there, or not one of ours
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, UserError):  # not there, or not one of ours
         return None
 
 
@@ -114,7 +108,7 @@ def _build(cfg: Config, request: dict) -> dict:
             if len(broken) == len(records.images):
                 raise UserError(
                     f"None of the {len(broken)} photos of {split} can be used; the first: "
-                    f"{records.images[0]['file_name']}: {broken[records.images[0]['id']]}."
+                    f"{records.images[0]['file_name']}: {broken[0]}."
                 )
             parts[split] = _write_split(cfg, split, records.without(broken)) | {"dropped_photos": len(broken)}
     categories = chosen["train2017"].categories
@@ -176,7 +170,11 @@ def _choose(cfg: Config, files: dict[str, list[tuple[Path, Path]]]) -> dict[str,
     check_categories(whole["train2017"].categories + whole["val2017"].categories, "train2017 and val2017")
     categories = pick_classes(whole["train2017"], cfg.classes, cfg.top_k)
     limits = {"train2017": cfg.max_train_images, "val2017": cfg.max_val_images}
-    return {split: pick_images(whole[split], categories, limits[split], cfg.seed, split) for split in SPLITS}
+    background = {"train2017": cfg.background_share, "val2017": 0.0}
+    return {
+        split: pick_images(whole.pop(split), categories, limits[split], cfg.seed, split, background[split])
+        for split in SPLITS
+    }
 
 
 def _broken_photos(cfg: Config, split: str, records: Records) -> dict[int, str]:
@@ -189,18 +187,17 @@ def _broken_photos(cfg: Config, split: str, records: Records) -> dict[int, str]:
 
 def _write_split(cfg: Config, split: str, records: Records) -> dict:
     place_photos(records, cfg.image_dir(split))
-    write_atomic(cfg.annotation_file(split), orjson.dumps(records.as_coco()))  # every number comes back as it was
-    name_of = {category["id"]: category["name"] for category in records.categories}
-    instances = Counter(name_of[record["category_id"]] for record in records.annotations if not record["iscrowd"])
+    write_atomic(cfg.annotation_file(split), records.document())
+    records.texts.clear()  # they hold COCO's half gigabyte
+    index = records.index(cfg.image_dir(split))
+    replace(index, dropped=[]).save(cfg.annotation_file(split))  # what was dropped is not in the new file
     return {
-        "images": len(records.images),
+        "images": len(index),
         "eligible": records.eligible,
-        "annotations": len(records.annotations),
-        "crowd": sum(bool(record["iscrowd"]) for record in records.annotations),
-        "instances": {name: instances[name] for name in name_of.values()},
+        "annotations": len(index.bbox),
+        "crowd": int(index.iscrowd.sum()),
         "dropped": records.dropped,
         "photo_bytes": _photo_sizes(cfg.image_dir(split))[1],
-        "annotation_bytes": cfg.annotation_file(split).stat().st_size,
     }
 
 

@@ -103,16 +103,16 @@ def annotation_files(cfg: Config) -> dict[str, list[tuple[Path, Path]]]:
 def fetch_photos(cfg: Config, split: str, chosen: Records) -> dict[int, str]:
     """Have FiftyOne fetch the chosen photos, each decoded to its end once, and load them into its database.
 
-    Returns image id -> reason for photos that cannot be had at all. Raises UserError when the network fails: what has
+    Returns position -> reason for photos that cannot be had at all. Raises UserError when the network fails: what has
     arrived is kept, and the next call goes on from there.
     """
     import fiftyone.zoo
 
     root, ids = zoo_dir(cfg) / "coco-2017", [image["id"] for image in chosen.images]
     missing = check_photos(chosen, f"{split}: photos that are there")
-    wanted = {image["file_name"]: image for image in chosen.images if image["id"] in missing}
-    for image in wanted.values():  # half a photo under its final name would be trusted
-        chosen.photo(image).unlink(missing_ok=True)
+    wanted = {chosen.images[i]["file_name"]: chosen.images[i] for i in missing}
+    for i in missing:  # half a photo under its final name would be trusted
+        chosen.photo(i).unlink(missing_ok=True)
     require_space(root, PHOTO_BYTES * len(wanted), f"{len(wanted)} photos of {split}")
     with _steady(root, wanted, f"{split}: photos") as download:
         fiftyone.zoo.download_zoo_dataset(
@@ -124,8 +124,13 @@ def fetch_photos(cfg: Config, split: str, chosen: Records) -> dict[int, str]:
             f"{len(download.unreachable)} of {len(ids)} photos of {split} could not be fetched from {HOST} "
             f"({name}: {why}): run this again to fetch them, what has arrived is kept; {OTHER_WAYS}."
         )
-    _load(cfg, split, [key for key in ids if key not in download.broken][:DATABASE_PHOTOS])
-    return download.broken
+    broken = {
+        i: download.broken[image["file_name"]]
+        for i, image in enumerate(chosen.images)
+        if image["file_name"] in download.broken
+    }
+    _load(cfg, split, [key for i, key in enumerate(ids) if i not in broken][:DATABASE_PHOTOS])
+    return broken
 
 
 @contextlib.contextmanager

@@ -1,8 +1,4 @@
-"""The error analysis of a run: a table with a row per error, the views of it, and the files of ``error_analysis/``.
-
-``helpers/tide.py`` says what each prediction is, ``helpers/traits.py`` where the errors are, ``helpers/findings.py``
-puts the results into sentences, ``helpers/figures.py`` into charts and ``helpers/crops.py`` shows them.
-"""
+"""The error analysis of a run: a table with a row per error, the views of it, and the files of ``error_analysis/``."""
 
 from __future__ import annotations
 
@@ -14,6 +10,8 @@ import pandas as pd
 from helpers.config import Config
 from helpers.error_analysis import crops, figures, traits
 from helpers.error_analysis.tide import BOX, TYPES, Verdicts, gains, judge, oracle_ap
+from helpers.evaluate.curves import best_operating_point, photo_table, score_curves, with_something
+from helpers.evaluate.matching import match
 from helpers.files import save_figure, write_atomic, write_json
 from helpers.index import CocoIndex
 
@@ -33,61 +31,19 @@ def table_of_errors(verdicts: Verdicts, threshold: float = -np.inf) -> pd.DataFr
     objects into others: what a prediction is never depends on less confident ones.
     """
     objects, predictions = verdicts.objects, verdicts.predictions
-    names = np.array([*verdicts.classes, None], dtype=object)  # -1 gives None
-    image_ids = verdicts.photos["image_id"].to_numpy()
     false = predictions[~predictions["kind"].isin(["correct", "ignored"]) & (predictions["score"] >= threshold)]
-    about = false["object"].to_numpy()
-    label_of, id_of = (np.append(objects[c].to_numpy(), -1) for c in ("label", "annotation_id"))
-    false = pd.DataFrame(
-        {
-            "image_id": image_ids[false["photo"]],
-            "type": false["kind"].astype(str).to_numpy(),
-            "class": names[label_of[about]],
-            "predicted_class": names[false["label"]],
-            "iou": false["iou"].to_numpy(),
-            "score": false["score"].to_numpy(),
-            "area": (false["w"] * false["h"]).to_numpy(),
-            "annotation_id": id_of[about],
-            "detection": false["detection"].to_numpy(),
-            **{side: false[side].to_numpy() for side in BOX},
-        }
-    ).sort_values("score", ascending=False, kind="stable")
+    label_of, id_of = (np.append(objects[c].to_numpy(), -1)[false["object"]] for c in ("label", "annotation_id"))
+    false = false.assign(type=false["kind"].astype(str), truth=label_of, annotation_id=id_of)
+    false = false.assign(area=false["w"] * false["h"]).sort_values("score", ascending=False, kind="stable")
     missed = objects[~(objects["covered"] >= threshold) | np.isneginf(objects["covered"])]
-    missed = pd.DataFrame(
-        {
-            "image_id": image_ids[missed["photo"]],
-            "type": "missed",
-            "class": names[missed["label"]],
-            "predicted_class": np.full(len(missed), None, dtype=object),
-            "iou": missed["best_iou"].to_numpy(),
-            "score": np.nan,
-            "area": missed["area"].to_numpy(),
-            "annotation_id": missed["annotation_id"].to_numpy(),
-            "detection": -1,
-            **{side: missed[side].to_numpy() for side in BOX},
-        }
-    ).sort_values("area", ascending=False, kind="stable")
-    return pd.concat([part for part in (false, missed) if len(part)] or [false], ignore_index=True)
-
-
-def best_threshold(verdicts: Verdicts) -> tuple[float, float]:
-    """The score threshold (in steps of 0.01) with the highest F1 over all classes together, and that F1; as in 04.
-
-    If nothing is correct: the score of the n-th most confident prediction for n objects, and 0.0.
-    """
-    counted = verdicts.shown(-np.inf)
-    score, correct = counted["score"].to_numpy(), (counted["kind"] == "correct").to_numpy()
-    if not correct.any():
-        return (float(np.sort(score)[::-1][: max(len(verdicts.objects), 1)][-1]) if len(score) else 0.5), 0.0
-    thresholds = np.round(np.linspace(1, 0, 101), 2)  # of equals the highest
-    hits, shown = (len(some) - np.searchsorted(np.sort(some), thresholds) for some in (score[correct], score))
-    f1 = 2 * hits / (shown + len(verdicts.objects))
-    return float(thresholds[f1.argmax()]), float(f1.max())
-
-
-def delta_ap(gt: dict, detections: list[dict]) -> dict[str, float]:
-    """What AP50 gains, a fraction, when an oracle mends one kind of error: ``{"Cls": ..., "Loc", "Both", ...}``."""
-    return gains(oracle_ap(judge(gt, detections)))
+    missed = missed.assign(type="missed", truth=missed["label"], iou=missed["best_iou"], detection=-1, score=np.nan)
+    missed = missed.assign(label=-1).sort_values("area", ascending=False, kind="stable")
+    table = pd.concat([part for part in (false, missed) if len(part)] or [false], ignore_index=True)
+    names = np.array([*verdicts.classes, None], dtype=object)  # -1 gives None
+    table["image_id"] = verdicts.photos["image_id"].to_numpy()[table["photo"]]
+    table["class"], table["predicted_class"] = names[table["truth"]], names[table["label"]]
+    columns = ["image_id", "type", "class", "predicted_class", "iou", "score", "area", "annotation_id", "detection"]
+    return table[columns + BOX]
 
 
 @dataclass(frozen=True)
@@ -95,7 +51,7 @@ class Analysis:
     """All tables of 05. ``errors`` takes every prediction, as TIDE does; the other tables those at the threshold."""
 
     verdicts: Verdicts
-    threshold: float  # the score with the best F1
+    threshold: float  # the score with the best F1: 04's operating point
     f1: float
     errors: pd.DataFrame  # a row per error of all predictions: what AP, delta_ap and errors.csv are about
     shown: pd.DataFrame  # a row per error at the threshold: what a reader sees
@@ -103,7 +59,7 @@ class Analysis:
     delta_ap: dict[str, float]
     objects: pd.DataFrame  # a row per annotated object: traits and outcome
     groups: pd.DataFrame  # recall and precision by trait
-    photos: pd.DataFrame  # a row per photo, best first
+    photos: pd.DataFrame  # a row per photo that has objects or predictions, best first: 04's ranking
     candidates: pd.DataFrame  # errors where the annotation may be wrong
 
     @property
@@ -114,14 +70,8 @@ class Analysis:
 
     def counts(self) -> pd.DataFrame:
         """Errors of each type: at the threshold, and of any score with what AP50 would gain without them."""
-        return pd.DataFrame(
-            {
-                "at the threshold": count_types(self.shown),
-                "any score": count_types(self.errors),
-                "AP50 to gain": [self.delta_ap[short] for short in TYPES.values()],
-            },
-            index=list(TYPES),
-        )
+        counts = {"at the threshold": count_types(self.shown), "any score": count_types(self.errors)}
+        return pd.DataFrame(counts | {"AP50 to gain": [self.delta_ap[s] for s in TYPES.values()]}, index=list(TYPES))
 
 
 def count_types(errors: pd.DataFrame) -> list[int]:
@@ -130,26 +80,23 @@ def count_types(errors: pd.DataFrame) -> list[int]:
 
 
 def analyse(gt: dict, detections: list[dict]) -> Analysis:
-    """Everything that 05 shows, from a COCO document and a COCO results list; UserError when they do not fit
-    together.
-    """
-    verdicts = judge(gt, detections)
-    threshold, f1 = best_threshold(verdicts)
-    shown = table_of_errors(verdicts, threshold)
-    ap = oracle_ap(verdicts)
-    objects = traits.object_table(verdicts, threshold)
+    """Everything that 05 shows, from a COCO document and a results list; UserError when they do not fit."""
+    verdicts, matches = judge(gt, detections), match(gt, detections)
+    best = best_operating_point(score_curves(matches))
+    shown, ap = table_of_errors(verdicts, best.threshold), oracle_ap(verdicts)
+    objects = traits.object_table(verdicts, best.threshold)
     return Analysis(
         verdicts,
-        threshold,
-        f1,
+        best.threshold,
+        best.f1,
         table_of_errors(verdicts),
         shown,
         ap,
         gains(ap),
         objects,
-        traits.group_table(verdicts, objects, threshold),
-        traits.photo_table(verdicts, threshold),
-        traits.label_candidates(verdicts, shown, objects, threshold),
+        traits.group_table(verdicts, objects, best.threshold),
+        with_something(photo_table(matches, best.threshold)),
+        traits.label_candidates(verdicts, shown, objects, best.threshold),
     )
 
 
@@ -162,14 +109,9 @@ def write_error_analysis(cfg: Config, index: CocoIndex, analysis: Analysis, per_
     folder = cfg.output_dir / "error_analysis"
     counts = dict(zip(TYPES.values(), count_types(analysis.errors)))
     write_json(folder / "tide.json", {"delta_ap": analysis.delta_ap, "counts": counts})
-    tables = {
-        "errors": analysis.errors,
-        "errors_at_threshold": analysis.shown,
-        "by_trait": analysis.groups,
-        "photos": analysis.photos,
-        "label_candidates": analysis.candidates,
-    }
-    for name, table in tables.items():
+    names = ("errors", "errors_at_threshold", "by_trait", "photos", "label_candidates")
+    tables = (analysis.errors, analysis.shown, analysis.groups, analysis.photos, analysis.candidates)
+    for name, table in zip(names, tables):
         write_atomic(folder / f"{name}.csv", table.to_csv(index=False))
     for name in TYPES:
         (folder / name).mkdir(parents=True, exist_ok=True)
@@ -180,7 +122,7 @@ def write_error_analysis(cfg: Config, index: CocoIndex, analysis: Analysis, per_
             write_atomic(folder / name / f"{rank:02d}_{row['image_id']}.jpg", crops.error_jpeg(index, row))
     figures = draw_figures(index, analysis)
     for name, figure in figures.items():
-        save_figure(figure, folder / f"{name}.png", dpi=figure.dpi)
+        save_figure(figure, folder / f"{name}.png")
     return figures
 
 

@@ -1,6 +1,4 @@
-"""A run as a FiftyOne dataset, for those who want to browse there: 05's errors as tags, and FiftyOne's own
-evaluation.
-"""
+"""A run as a FiftyOne dataset, to browse there: 05's errors as tags, and FiftyOne's own evaluation."""
 
 from __future__ import annotations
 
@@ -11,7 +9,7 @@ from helpers.download.zoo import open_database
 from helpers.error_analysis.analysis import analyse, table_of_errors
 from helpers.error_analysis.tide import BOX, Verdicts
 from helpers.files import require
-from helpers.index import CocoIndex, open_split
+from helpers.index import open_split
 from helpers.metrics import ground_truth, load_detections
 
 EVALUATION = "eval"  # FiftyOne's name for its evaluation: fields eval, eval_tp, eval_fp, eval_fn, ...
@@ -35,67 +33,51 @@ def to_fiftyone(cfg: Config, threshold: float | None = None):
     """
     detections = load_detections(require(cfg.run_dir / "detections_val2017.json", "04_evaluate"))
     index = open_split(cfg, "val2017")
-    analysis = analyse(ground_truth(index), detections)
+    gt = ground_truth(index)
+    analysis = analyse(gt, detections)
     threshold = analysis.threshold if threshold is None else threshold
     fiftyone = open_database(cfg)
+    from fiftyone.utils.coco import add_coco_labels
+
     dataset = fiftyone.Dataset(run_dataset_name(cfg), persistent=True, overwrite=True)
     dataset.default_classes = list(index.classes)
     dataset.info = {"run": cfg.run_name, "checkpoint": cfg.checkpoint, "threshold": threshold}
-    dataset.add_samples(_samples(fiftyone, index, analysis.verdicts, threshold), progress=False, num_samples=len(index))
+    size = lambda i: fiftyone.ImageMetadata(width=int(index.widths[i]), height=int(index.heights[i]), num_channels=3)
+    samples = [
+        fiftyone.Sample(str(index.path(i)), tags=["val2017"], image_id=int(image_id), metadata=size(i))
+        for i, image_id in enumerate(index.image_ids)
+    ]
+    dataset.add_samples(samples, progress=False)
+    for field, records in zip(("ground_truth", "predictions"), _tagged(gt, analysis.verdicts, threshold)):
+        dataset.add_sample_field(field, fiftyone.EmbeddedDocumentField, embedded_doc_type=fiftyone.Detections)
+        if records:
+            add_coco_labels(dataset, field, records, gt["categories"], coco_id_field="image_id")
     if len(index):
-        dataset.evaluate_detections(
-            "predictions",
-            gt_field="ground_truth",
-            eval_key=EVALUATION,
-            method="coco",
-            iou=0.5,
-            classes=list(index.classes),
-            progress=False,
-        )
+        kind = {"method": "coco", "iou": 0.5, "classes": list(index.classes), "progress": False}
+        dataset.evaluate_detections("predictions", "ground_truth", EVALUATION, **kind)
     return dataset
 
 
-def _samples(fiftyone, index: CocoIndex, verdicts: Verdicts, threshold: float):
-    """A sample per photo, in the split's order."""
+def _tagged(gt: dict, verdicts: Verdicts, threshold: float) -> tuple[list[dict], list[dict]]:
+    """The annotations and the predictions at the threshold as COCO's records; what COCO has no field for, tags among
+    it, becomes an attribute of the box. (FiftyOne drops a record's ``area``: it stays under another name.)
+    """
     errors = table_of_errors(verdicts, threshold)
     missed = set(errors.loc[errors["type"] == "missed", "annotation_id"])
+    attributes = lambda a: {"annotation_id": a["id"], "coco_area": a["area"], "tags": ["missed"] * (a["id"] in missed)}
+    truth = [{**a, "iscrowd": bool(a["iscrowd"]), **attributes(a)} for a in gt["annotations"]]
     rows = verdicts.predictions[verdicts.predictions["score"] >= threshold]
-    rows = rows.assign(annotation_id=np.append(verdicts.objects["annotation_id"], -1)[rows["object"]])
-    ends = np.searchsorted(rows["photo"], np.arange(len(index) + 1))
-    for i in range(len(index)):
-        size = np.array([index.widths[i], index.heights[i]], dtype=float)
-        truth = [
-            fiftyone.Detection(
-                label=index.classes[index.labels[k]],
-                bounding_box=_relative(index.bbox[k], size),
-                iscrowd=bool(index.iscrowd[k]),
-                area=float(index.areas[k]),
-                annotation_id=int(index.annotation_ids[k]),
-                tags=["missed"] if index.annotation_ids[k] in missed else [],
-            )
-            for k in range(index.starts[i], index.starts[i + 1])
-        ]
-        predicted = [
-            fiftyone.Detection(
-                label=index.classes[row["label"]],
-                confidence=row["score"],
-                tags=[str(row["kind"])],
-                bounding_box=_relative([row[side] for side in BOX], size),
-                iou=row["iou"],
-                annotation_id=row["annotation_id"],
-            )
-            for row in rows.iloc[ends[i] : ends[i + 1]].to_dict("records")
-        ]
-        yield fiftyone.Sample(
-            filepath=str(index.path(i)),
-            tags=["val2017"],
-            image_id=int(index.image_ids[i]),
-            metadata=fiftyone.ImageMetadata(width=int(size[0]), height=int(size[1]), num_channels=3),
-            ground_truth=fiftyone.Detections(detections=truth),
-            predictions=fiftyone.Detections(detections=predicted),
-        )
-
-
-def _relative(bbox, size: np.ndarray) -> list[float]:
-    """COCO's bbox in pixels as FiftyOne's: the same four numbers relative to the photo's ``size`` (width, height)."""
-    return (np.asarray(bbox, dtype=float) / np.tile(size, 2)).tolist()
+    annotation_ids = np.append(verdicts.objects["annotation_id"], -1)[rows["object"]].tolist()
+    predicted = [
+        {
+            "image_id": gt["images"][row["photo"]]["id"],
+            "category_id": gt["categories"][row["label"]]["id"],
+            "bbox": [row[side] for side in BOX],
+            "score": row["score"],
+            "iou": row["iou"],
+            "tags": [str(row["kind"])],
+            "annotation_id": annotation_id,
+        }
+        for row, annotation_id in zip(rows.to_dict("records"), annotation_ids)
+    ]
+    return truth, predicted

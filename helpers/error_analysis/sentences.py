@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import html
-import re
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -11,14 +9,14 @@ from scipy.stats import chi2_contingency
 
 from helpers.error_analysis.tide import TYPES
 from helpers.error_analysis.traits import confused_pairs, recall_by_size
+from helpers.evaluate.sentences import FEW, escaped
 
 if TYPE_CHECKING:
     from helpers.error_analysis.analysis import Analysis
 
 ADVICE = {
-    "classification": "look at the confused pairs: more examples of the rarer class, and check whether their "
-    "labels can "
-    "be told apart",
+    "classification": "look at the confused pairs: more examples of the rarer class, and check whether their labels "
+    "can be told apart",
     "localization": "train longer or at a larger image size, and give the box losses more weight",
     "both": "these are half-learnt objects: more training, and more examples of the classes concerned",
     "duplicate": "a detection transformer should learn not to repeat itself: more training, auxiliary losses on; else "
@@ -28,27 +26,23 @@ ADVICE = {
     "missed": "look at the sizes of the missed objects: a larger image size for small ones, more examples for rare "
     "classes",
 }
-FEW = 20  # a group of fewer objects says nothing about its recall
 
 
 def at_threshold(a: Analysis) -> str:
     """Which threshold, and what is right and wrong there."""
-    objects, predictions = len(a.objects), a.verdicts.predictions
+    objects, predictions = len(a.objects), len(a.verdicts.predictions)
     if not objects:
-        return f"**No object is annotated** in these photos, so each of the {len(predictions):,} predictions is false."
-    if not len(predictions):
+        return f"**No object is annotated** in these photos, so each of the {predictions:,} predictions is false."
+    if not predictions:
+        none = "The detector returned **no predictions at all**"
+        return f"{none}: all {objects:,} objects are missed, and nothing else can be said."
+    if not (a.verdicts.predictions["kind"] == "correct").any():
         return (
-            f"The detector returned **no predictions at all**: all {objects:,} objects are missed, and nothing else "
-            "can be said."
-        )
-    if not (predictions["kind"] == "correct").any():
-        return (
-            f"**Not one of the {len(predictions):,} predictions is correct at any score**; what follows looks at "
-            f"the {min(objects, len(predictions)):,} most confident ones (score {a.threshold:.2f} or more). "
+            f"**Not one of the {predictions:,} predictions is correct at any score**; what follows looks at the "
+            f"{len(a.verdicts.shown(a.threshold)):,} with a score of {a.threshold:.2f} or more. "
             "See 02 and 03 before reading on."
         )
-    found = int((a.objects["outcome"] == "found").sum())
-    false = len(a.shown) - int((a.shown["type"] == "missed").sum())
+    found, false = int((a.objects["outcome"] == "found").sum()), len(_false(a))
     return (
         f"At a score of **{a.threshold:.2f}** F1 is best ({a.f1:.2f}): {found:,} of {objects:,} objects are found "
         f"({_percent(found, objects)}), and {_percent(false, found + false)} of the {found + false:,} predictions "
@@ -66,32 +60,36 @@ def by_type(a: Analysis) -> str:
     text = f"Most errors at the threshold are **{counts.idxmax()}** ({counts.max():,} of {len(a.shown):,})"
     if gain.max() <= 0:
         return text + "; no single type, mended alone, would raise AP50."
+    price = f"{_points(gain.max())} of AP50"
     if gain.idxmax() == counts.idxmax():
-        return text + f", and they are also what costs most: {_points(gain.max())} of AP50."
-    return (
-        f"{text}, but what costs most is **{gain.idxmax()}**: {_points(gain.max())} of AP50, "
-        f"against {_points(gain[counts.idxmax()])}."
-    )
+        return f"{text}, and they are also what costs most: {price}."
+    return f"{text}, but what costs most is **{gain.idxmax()}**: {price}, against {_points(gain[counts.idxmax()])}."
+
+
+def _false(a: Analysis) -> pd.DataFrame:
+    return a.shown[a.shown["type"] != "missed"]
+
+
+def _correct_scores(a: Analysis) -> pd.Series:
+    shown = a.verdicts.shown(a.threshold)
+    return shown.loc[shown["kind"] == "correct", "score"]
 
 
 def scores(a: Analysis) -> str:
     """How sure the detector is when it is wrong, by type of error."""
-    shown = a.verdicts.shown(a.threshold)
-    correct, false = shown.loc[shown["kind"] == "correct", "score"], a.shown[a.shown["type"] != "missed"]
+    correct, false = _correct_scores(a), _false(a)
     if not len(false):
         return "At the threshold no prediction is false."
     median = false.groupby("type")["score"].median().sort_values(ascending=False)
-    text = (
-        f"False predictions of the type **{median.index[0]}** are the most confident (median score {median.iloc[0]:.2f}"
-    )
-    text += f"; **{median.index[-1]}** {median.iloc[-1]:.2f})" if len(median) > 1 else ")"
+    first, last = ((median.index[k], median.iloc[k]) for k in (0, -1))
+    text = f"False predictions of the type **{first[0]}** are the most confident (median score {first[1]:.2f}"
+    text += f"; **{last[0]}** {last[1]:.2f})" if len(median) > 1 else ")"
     return text + (f"; correct ones have {correct.median():.2f}." if len(correct) else ".")
 
 
 def confident(a: Analysis) -> str:
     """How many errors no threshold would take away without half of what is right."""
-    shown = a.verdicts.shown(a.threshold)
-    correct, false = shown.loc[shown["kind"] == "correct", "score"], a.shown[a.shown["type"] != "missed"]
+    correct, false = _correct_scores(a), _false(a)
     if not len(false) or not len(correct):
         return "There are no correct and false predictions whose scores could be compared."
     sure = false[false["score"] > correct.median()]
@@ -99,21 +97,20 @@ def confident(a: Analysis) -> str:
         return f"No false prediction is more confident than half of the correct ones ({correct.median():.2f})."
     types = sure["type"].value_counts()
     return (
-        f"{len(sure):,} of {len(false):,} false predictions are more confident than half of the correct ones "
-        f"(score over "
-        f"{correct.median():.2f}); most of them are **{types.index[0]}** ({types.iloc[0]:,})."
+        f"{len(sure):,} of {len(false):,} false predictions are more confident than half of the correct ones (score "
+        f"over {correct.median():.2f}); most of them are **{types.index[0]}** ({types.iloc[0]:,})."
     )
 
 
 def outcomes(a: Analysis) -> str:
     """What stands in the way of the objects that are not found."""
     lost = a.objects.loc[a.objects["outcome"] != "found", "outcome"].value_counts()
-    if not len(a.objects) or not lost.sum():
+    if not lost.sum():
         return "Every annotated object is found." if len(a.objects) else "No object is annotated."
+    missed, named, placed = (_percent(lost[kind], lost.sum()) for kind in ("missed", "classification", "localization"))
     return (
-        f"Of the {lost.sum():,} objects that are not found, {_percent(lost['missed'], lost.sum())} are missed, "
-        f"{_percent(lost['classification'], lost.sum())} have a box of another class and "
-        f"{_percent(lost['localization'], lost.sum())} a box that lies badly."
+        f"Of the {lost.sum():,} objects that are not found, {missed} are missed, {named} have a box of another class "
+        f"and {placed} a box that lies badly."
     )
 
 
@@ -122,28 +119,23 @@ def by_trait(a: Analysis) -> str:
     certain, chance = [], []
     for trait, part in a.groups[a.groups["objects"] >= FEW].groupby("trait", sort=False):
         best, worst = part.loc[part["recall"].idxmax()], part.loc[part["recall"].idxmin()]
-        if best["recall"] > worst["recall"]:
-            p_value = chi2_contingency([part["found"], part["objects"] - part["found"]]).pvalue
-            (certain if p_value < 0.01 else chance).append((best["recall"] - worst["recall"], trait, best, worst))
-    certain.sort(key=lambda row: -row[0])
-    texts = [
-        f"by **{trait}** ({best['group']} {best['recall']:.0%}, {worst['group']} {worst['recall']:.0%})"
-        for _, trait, best, worst in certain
-    ]
-    text = (
-        f"Recall differs {_join(texts)}."
-        if texts
-        else "No trait makes a difference in recall that this sample could show."
-    )
+        gap = best["recall"] - worst["recall"]
+        if gap > 0 and chi2_contingency([part["found"], part["objects"] - part["found"]]).pvalue < 0.01:
+            groups = [f"{group['group']} {group['recall']:.0%}" for group in (best, worst)]
+            certain.append((-gap, len(certain), f"by **{trait}** ({', '.join(groups)})"))
+        elif gap > 0:
+            chance.append(trait)
+    text = "No trait makes a difference in recall that this sample could show."
+    if certain:
+        text = f"Recall differs {_join([words for *_, words in sorted(certain)])}."
     if chance:
-        text += f" Differences by {_join([row[1] for row in chance])} may be chance (chi-squared test, p above 0.01)."
+        text += f" Differences by {_join(chance)} may be chance (chi-squared test, p above 0.01)."
     return text + f" Groups of fewer than {FEW} objects are left out here."
 
 
 def small_objects(a: Analysis) -> str:
     """Recall of small objects against the others, and the size where the detector begins to see."""
-    small = a.objects["size"] == "small"
-    found = a.objects["outcome"] == "found"
+    small, found = a.objects["size"] == "small", a.objects["outcome"] == "found"
     if not small.any():
         return "The validation set has no small objects (area below 32² pixels)."
     text = f"The detector finds {_percent(found[small].sum(), small.sum())} of the {small.sum():,} small objects"
@@ -151,18 +143,15 @@ def small_objects(a: Analysis) -> str:
         text += f" and {_percent(found[~small].sum(), (~small).sum())} of the larger ones"
     if (~found).any():
         text += f"; {_percent((small & ~found).sum(), (~found).sum())} of what it does not find is small"
-    text += "."
     if not found.any():
-        return text
+        return text + "."
     curve = recall_by_size(a.objects)
     best = curve["recall"].max()
     at = int((curve["recall"] >= best / 2).argmax())
     where = f"about {curve['side'][at]:.0f} pixels (median sqrt(area) of the group)"
-    return text + (
-        f" Half of the best recall ({best:.0%}) is reached at {where}."
-        if at
-        else f" Even the group of the smallest objects, {where}, has half of the best recall ({best:.0%})."
-    )
+    if at:
+        return f"{text}. Half of the best recall ({best:.0%}) is reached at {where}."
+    return f"{text}. Even the group of the smallest objects, {where}, has half of the best recall ({best:.0%})."
 
 
 def pairs(a: Analysis) -> str:
@@ -171,11 +160,11 @@ def pairs(a: Analysis) -> str:
     if not len(table):
         return "At the threshold no object is taken for another class."
     first, total = table.iloc[0], int(table["errors"].sum())
-    share = _percent(table["errors"].head(3).sum(), total)
+    true, predicted = escaped(first["class"]), escaped(first["predicted_class"])
     return (
-        f"The most frequent confusion is **{_name(first['class'])}** taken for "
-        f"**{_name(first['predicted_class'])}** ({first['errors']} times); the first three of {len(table)} pairs hold "
-        f"{share} of {total:,} classification errors."
+        f"The most frequent confusion is **{true}** taken for **{predicted}** ({first['errors']} times); the first "
+        f"three of {len(table)} pairs hold {_percent(table['errors'].head(3).sum(), total)} of {total:,} "
+        "classification errors."
     )
 
 
@@ -198,25 +187,22 @@ def candidates(a: Analysis) -> str:
     """How many errors may be the annotation's."""
     if not len(a.candidates):
         return "By this rule no annotation looks suspicious."
-    counts = a.candidates["question"].value_counts()
-    parts = _join([f"{n:,} times “{question}”" for question, n in counts.items()])
+    parts = _join([f"{n:,} times “{question}”" for question, n in a.candidates["question"].value_counts().items()])
     return (
         f"{len(a.candidates):,} of {len(a.shown):,} errors are worth a second look at the annotation: {parts}. "
         "Each is a question, not a verdict: look at the pictures."
     )
 
 
-def ranking(a: Analysis) -> pd.DataFrame:
+def priorities(a: Analysis) -> pd.DataFrame:
     """What would gain the most AP50 if it were mended, best first, and in which class most of it; what to try."""
     gain = a.ap[list(TYPES.values())].sub(a.ap["AP50"], axis=0).fillna(0.0)
-    counts = a.counts()
-    base = tide_ap50(a)
     rows = [
         {
             "type of error": name,
             "AP50 to gain": a.delta_ap[short],
-            "AP50 then": base + a.delta_ap[short],
-            "errors at the threshold": int(counts.loc[name, "at the threshold"]),
+            "AP50 then": tide_ap50(a) + a.delta_ap[short],
+            "errors at the threshold": int((a.shown["type"] == name).sum()),
             "most in": f"{gain[short].idxmax()} (+{gain[short].max():.3f})" if (gain[short] > 0).any() else "",
             "what to try": ADVICE[name],
         }
@@ -239,24 +225,20 @@ def conclusions(a: Analysis) -> str:
         return "\n".join([*lines, "- There is nothing to rank. Train (03), evaluate (04), and come back."])
     correct = a.verdicts.predictions[a.verdicts.predictions["kind"] == "correct"]
     if len(correct):
-        lines.append(
-            f"- Half of the correct boxes have an IoU of {correct['iou'].median():.2f} or more. AP50 does not "
-            "see how tight boxes are; mAP does."
-        )
+        half = f"- Half of the correct boxes have an IoU of {correct['iou'].median():.2f} or more."
+        lines.append(f"{half} AP50 does not see how tight boxes are; mAP does.")
     lines += [f"- {sentence(a)}" for sentence in (by_trait, small_objects, pairs, photos, candidates)]
     if abs(tide_ap50(a) - a.ap50) > 0.0005:
-        lines.append(
-            f"- Classes that are predicted but never annotated count as 0 in TIDE: its gains start from "
-            f"{tide_ap50(a):.3f}."
-        )
-    table = ranking(a)
+        unseen = "- Classes that are predicted but never annotated count as 0 in TIDE"
+        lines.append(f"{unseen}: its gains start from {tide_ap50(a):.3f}.")
+    table = priorities(a)
     table = table[table["AP50 to gain"] >= 0.0005]
     if not len(table):
         return "\n".join([*lines, "", "**No type of error, mended alone, would raise AP50.**"])
     lines += ["", "**What would gain the most AP50, were it mended** (each alone: the gains do not add up):", ""]
     lines += [
         f"{rank}. **{row['type of error']}**: +{_points(row['AP50 to gain'])}, to {row['AP50 then']:.3f}"
-        f"{'; most in ' + _name(row['most in']) if row['most in'] else ''}. To try: {row['what to try']}."
+        f"{'; most in ' + escaped(row['most in']) if row['most in'] else ''}. To try: {row['what to try']}."
         for rank, row in table.iterrows()
     ]
     return "\n".join(lines)
@@ -268,11 +250,6 @@ def _percent(part, whole) -> str:
 
 def _points(fraction: float) -> str:
     return f"{100 * fraction:.1f} points"
-
-
-def _name(text: str) -> str:
-    """A class name comes from a file: no HTML and no Markdown of its own."""
-    return re.sub(r"([\\`*_\[\]])", r"\\\1", html.escape(text))
 
 
 def _join(texts: list[str]) -> str:

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from helpers.boxes import box_iou, xywh_to_xyxy
+from helpers.boxes import box_area, box_iou, intersection, xywh_to_xyxy
 from helpers.files import UserError
 
 TYPES = {
@@ -64,13 +64,8 @@ def judge(gt: dict, detections: list[dict], iou_fg: float = 0.5, iou_bg: float =
 
     ``gt`` is a COCO document, ``detections`` a COCO results list. Raises UserError when they do not belong together.
     """
-    photos = pd.DataFrame(
-        {
-            "image_id": [image["id"] for image in gt["images"]],
-            "width": [image.get("width", 0) for image in gt["images"]],
-            "height": [image.get("height", 0) for image in gt["images"]],
-        }
-    )
+    columns = {name: [image.get(name, 0) for image in gt["images"]] for name in ("id", "width", "height")}
+    photos = pd.DataFrame(columns).rename(columns={"id": "image_id"})
     objects, crowds = _annotations(gt)
     predictions, beyond_cap = _predictions(gt, detections, per_photo)
     n_photos = np.arange(len(photos) + 1)
@@ -92,19 +87,17 @@ def judge(gt: dict, detections: list[dict], iou_fg: float = 0.5, iou_bg: float =
             about[p] = np.where(nearest >= 0, nearest + o.start, -1)
             best_iou[o] = overlap.max(axis=0)
         if c.start < c.stop:
-            inside = _inside(boxes[2][p], boxes[1][c]) * (labels[2][p, None] == labels[1][None, c])
+            inside = intersection(boxes[2][p], boxes[1][c]) / np.maximum(box_area(boxes[2][p]), 1e-9)[:, None]
+            inside *= labels[2][p, None] == labels[1][None, c]  # the part of a box in a region, as COCO measures crowds
             kind[p][(inside.max(axis=1) >= iou_fg) & (kind[p] != KINDS.index("correct"))] = KINDS.index("ignored")
 
     predictions = predictions.assign(kind=pd.Categorical.from_codes(kind, KINDS), object=about, iou=iou)
-    objects = objects.assign(found_by=-1, covered=-np.inf, best_iou=best_iou)
-    correct = np.flatnonzero(predictions["kind"] == "correct")
-    objects.loc[about[correct], "found_by"] = correct
-    covering = predictions[predictions["kind"].isin(COVERING)]
-    covered = np.full(len(objects), -np.inf)
-    np.maximum.at(covered, covering["object"].to_numpy(), covering["score"].to_numpy())
-    return Verdicts(
-        tuple(c["name"] for c in gt["categories"]), photos, objects.assign(covered=covered), predictions, beyond_cap
-    )
+    correct, covering = np.flatnonzero(predictions["kind"] == "correct"), predictions["kind"].isin(COVERING).to_numpy()
+    found_by, covered = np.full(len(objects), -1), np.full(len(objects), -np.inf)
+    found_by[about[correct]] = correct
+    np.maximum.at(covered, about[covering], predictions["score"].to_numpy()[covering])
+    objects = objects.assign(found_by=found_by, covered=covered, best_iou=best_iou)
+    return Verdicts(tuple(c["name"] for c in gt["categories"]), photos, objects, predictions, beyond_cap)
 
 
 def _judge(overlap, predicted, annotated, iou_fg: float, iou_bg: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -125,16 +118,12 @@ def _judge(overlap, predicted, annotated, iou_fg: float, iou_bg: float) -> tuple
         where = of.argmax(axis=1)
         return where, np.take_along_axis(of, where[:, None], axis=1)[:, 0]
 
-    (near, near_iou), (other, other_iou), (used, used_iou), (any_, any_iou) = map(
-        best, (right_class, wrong_class, right_class * taken, overlap)
-    )
-    tests = [
-        own >= 0,
-        (near_iou >= iou_bg) & (near_iou < iou_fg),
-        other_iou >= iou_fg,
-        used_iou >= iou_fg,
-        any_iou < iou_bg,
-    ]
+    near, near_iou = best(right_class)
+    other, other_iou = best(wrong_class)
+    used, used_iou = best(right_class * taken)
+    any_, any_iou = best(overlap)
+    misplaced = (near_iou >= iou_bg) & (near_iou < iou_fg)
+    tests = [own >= 0, misplaced, other_iou >= iou_fg, used_iou >= iou_fg, any_iou < iou_bg]
     names = ["correct", "localization", "classification", "duplicate", "background"]
     kind = np.select(tests, [KINDS.index(name) for name in names], KINDS.index("both"))
     about = np.select(tests, [own, near, other, used, np.where(any_iou > 0, any_, -1)], any_)
@@ -142,52 +131,45 @@ def _judge(overlap, predicted, annotated, iou_fg: float, iou_bg: float) -> tuple
     return kind, about, np.where(about >= 0, iou, 0.0)
 
 
-def _inside(boxes_xyxy: np.ndarray, regions_xyxy: np.ndarray) -> np.ndarray:
-    """Share of each box that lies in each region, as COCO measures crowds: [n, 4] and [m, 4] to [n, m]."""
-    low = np.maximum(boxes_xyxy[:, None, :2], regions_xyxy[None, :, :2])
-    high = np.minimum(boxes_xyxy[:, None, 2:], regions_xyxy[None, :, 2:])
-    area = np.prod(boxes_xyxy[:, 2:] - boxes_xyxy[:, :2], axis=-1)
-    return np.clip(high - low, 0, None).prod(axis=-1) / np.maximum(area, 1e-9)[:, None]
+def _numbers(gt: dict, records: list[dict]) -> tuple[np.ndarray, np.ndarray]:
+    """Position of each record's photo and category, -1 for one that is not in ``gt``."""
+    photo_of = {image["id"]: i for i, image in enumerate(gt["images"])}
+    label_of = {category["id"]: k for k, category in enumerate(gt["categories"])}
+    numbers = [(photo_of.get(r["image_id"], -1), label_of.get(r["category_id"], -1)) for r in records]
+    return tuple(np.array(numbers, dtype=int).reshape(-1, 2).T)
+
+
+def _bbox(records: list[dict]) -> np.ndarray:
+    return np.array([record["bbox"] for record in records], dtype=float).reshape(-1, 4)
 
 
 def _annotations(gt: dict) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Objects and crowd regions, each sorted by photo (stable: COCO's order within a photo)."""
-    photo_of = {image["id"]: i for i, image in enumerate(gt["images"])}
-    label_of = {category["id"]: k for k, category in enumerate(gt["categories"])}
-    records = [a for a in gt["annotations"] if a["image_id"] in photo_of and a["category_id"] in label_of]
-    table = pd.DataFrame(
-        {
-            "photo": np.array([photo_of[a["image_id"]] for a in records], dtype=int),
-            "label": np.array([label_of[a["category_id"]] for a in records], dtype=int),
-            "area": np.array([a.get("area", a["bbox"][2] * a["bbox"][3]) for a in records], dtype=float),
-            "annotation_id": np.array([a["id"] for a in records], dtype=np.int64),
-        }
-    )
-    table[BOX] = np.array([a["bbox"] for a in records], dtype=float).reshape(-1, 4)
+    records = gt["annotations"]
+    photo, label = _numbers(gt, records)
+    area = np.array([a.get("area", a["bbox"][2] * a["bbox"][3]) for a in records], dtype=float)
+    ids = np.array([a["id"] for a in records], dtype=np.int64)
+    table = pd.DataFrame({"photo": photo, "label": label, "area": area, "annotation_id": ids})
+    table[BOX] = _bbox(records)
     crowd = np.array([bool(a.get("iscrowd", 0)) for a in records], dtype=bool)
-    order = np.argsort(table["photo"].to_numpy(), kind="stable")
-    table, crowd = table.iloc[order], crowd[order]
-    return table[~crowd].reset_index(drop=True), table[crowd].reset_index(drop=True)
+    order = np.argsort(photo, kind="stable")
+    order = order[(photo[order] >= 0) & (label[order] >= 0)]
+    return tuple(table.iloc[order[crowd[order] == kind]].reset_index(drop=True) for kind in (False, True))
 
 
 def _predictions(gt: dict, detections: list[dict], per_photo: int) -> tuple[pd.DataFrame, int]:
     """The ``per_photo`` most confident detections of each photo, and how many others there were."""
-    photo_of = {image["id"]: i for i, image in enumerate(gt["images"])}
-    label_of = {category["id"]: k for k, category in enumerate(gt["categories"])}
-    photo = np.array([photo_of.get(d["image_id"], -1) for d in detections], dtype=int)
-    label = np.array([label_of.get(d["category_id"], -1) for d in detections], dtype=int)
-    score = np.array([d["score"] for d in detections], dtype=float)
-    bbox = np.array([d["bbox"] for d in detections], dtype=float).reshape(-1, 4)
+    photo, label = _numbers(gt, detections)
+    score, bbox = np.array([d["score"] for d in detections], dtype=float), _bbox(detections)
     for wrong, what in (
         (photo < 0, "a photo that is not in the validation set"),
         (label < 0, "an unknown category"),
         (~np.isfinite(score) | ~np.isfinite(bbox).all(axis=1), "a score or a box that is no number"),
     ):
         if wrong.any():
-            first = detections[int(wrong.argmax())]
             raise UserError(
-                f"{wrong.sum()} of {len(wrong)} detections have {what} (the first: {first}); run notebook "
-                f"04_evaluate again."
+                f"{wrong.sum()} of {len(wrong)} detections have {what} (the first: {detections[int(wrong.argmax())]}); "
+                "run notebook 04_evaluate again."
             )
     order = np.lexsort((-score, photo))  # stable: ties keep their order in the file
     rank = np.arange(len(order)) - np.searchsorted(photo[order], photo[order])

@@ -15,9 +15,7 @@ TRAITS = {  # trait: its groups, in the order of figures and tables
     "objects in the photo": ("1 to 3", "4 to 9", "10 or more"),
     "border": ("inside", "at the border"),
     "shape": ("tall", "balanced", "wide"),
-    "position": tuple(
-        f"{row} {column}" for row in ("top", "middle", "bottom") for column in ("left", "centre", "right")
-    ),
+    "position": tuple(f"{row} {side}" for row in ("top", "middle", "bottom") for side in ("left", "centre", "right")),
 }
 TRAIT_RULES = {
     "size": "area below 32², below 96², or more, in pixels of the original photo (COCO's rule)",
@@ -40,17 +38,12 @@ def object_table(verdicts: Verdicts, threshold: float) -> pd.DataFrame:
     about = about.assign(wrong=about["kind"] != "correct").sort_values("wrong", kind="stable")
     outcome = about.drop_duplicates("object").set_index("object")["kind"].astype(object).replace("correct", "found")
     outcome = outcome.reindex(range(len(objects))).fillna("missed")
-    table = pd.DataFrame(
-        {
-            "image_id": verdicts.photos["image_id"].to_numpy()[objects["photo"]],
-            "annotation_id": objects["annotation_id"],
-            "class": np.array(verdicts.classes, dtype=object)[objects["label"]],
-            "area": objects["area"],
-            "outcome": pd.Categorical(outcome, OUTCOMES),
-        }
-    )
+    table = objects[["annotation_id", "area", *BOX]].assign(**_traits(verdicts, objects, objects["area"]))
+    table["image_id"] = verdicts.photos["image_id"].to_numpy()[objects["photo"]]
+    table["class"] = np.array(verdicts.classes, dtype=object)[objects["label"]]
+    table["outcome"] = pd.Categorical(outcome, OUTCOMES)
     table["overlapping objects"] = _binned(_overlapping(verdicts), (1, 3), TRAITS["overlapping objects"])
-    return table.assign(**_traits(verdicts, objects, objects["area"]), **{side: objects[side] for side in BOX})
+    return table
 
 
 def _overlapping(verdicts: Verdicts) -> np.ndarray:
@@ -110,9 +103,7 @@ def _count(groups: pd.Series, hit: pd.Series) -> tuple[np.ndarray, np.ndarray]:
 
 
 def wilson(hits, total) -> tuple[np.ndarray, np.ndarray]:
-    """The 95 % interval of a proportion, NaN for total 0; Wilson's, which holds for small counts and stays in 0 to
-    1.
-    """
+    """The 95 % interval of a proportion, Wilson's: it holds for small counts and stays in 0 to 1; NaN for total 0."""
     hits, total = np.asarray(hits, float), np.asarray(total, float)
     z = 1.96
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -129,23 +120,14 @@ def recall_by_size(objects: pd.DataFrame, bins: int = 10) -> pd.DataFrame:
     """
     side = np.sqrt(objects["area"].to_numpy())
     if not len(side):
-        return pd.DataFrame(
-            columns=["low", "high", "side", "objects", "found", "recall", "recall_low", "recall_high"], dtype=float
-        )
+        columns = ["low", "high", "side", "objects", "found", "recall", "recall_low", "recall_high"]
+        return pd.DataFrame(columns=columns, dtype=float)
     edges = np.unique(np.quantile(side, np.linspace(0, 1, min(bins, max(len(side) // 10, 1)) + 1)))
     which = np.clip(np.searchsorted(edges, side, side="right") - 1, 0, max(len(edges) - 2, 0))
     found = (objects["outcome"] == "found").to_numpy()
-    table = (
-        pd.DataFrame({"side": side, "found": found})
-        .groupby(which)
-        .agg(
-            low=("side", "min"),
-            high=("side", "max"),
-            side=("side", "median"),
-            objects=("found", "size"),
-            found=("found", "sum"),
-        )
-    )
+    parts = {"low": ("side", "min"), "high": ("side", "max"), "side": ("side", "median")}
+    parts |= {"objects": ("found", "size"), "found": ("found", "sum")}
+    table = pd.DataFrame({"side": side, "found": found}).groupby(which).agg(**parts)
     table["recall"] = table["found"] / table["objects"]
     table["recall_low"], table["recall_high"] = wilson(table["found"], table["objects"])
     return table.reset_index(drop=True)
@@ -157,31 +139,6 @@ def confused_pairs(errors: pd.DataFrame) -> pd.DataFrame:
     groups = wrong.groupby(["class", "predicted_class"], as_index=False)
     pairs = groups.agg(errors=("score", "size"), mean_score=("score", "mean"))
     return pairs.sort_values(["errors", "mean_score"], ascending=False, kind="stable", ignore_index=True)
-
-
-def photo_table(verdicts: Verdicts, threshold: float) -> pd.DataFrame:
-    """A row per photo that has objects or predictions, best first: image_id, objects, correct, false, missed, f1.
-
-    The rule: F1 of the photo, 2 correct / (predictions + objects), at the threshold; among equals the photo with more
-    objects is the better one if all is right, and the worse one otherwise.
-    """
-    n = len(verdicts.photos)
-    shown = verdicts.shown(threshold)
-    correct = np.bincount(shown.loc[shown["kind"] == "correct", "photo"], minlength=n)
-    predictions, objects = np.bincount(shown["photo"], minlength=n), np.bincount(verdicts.objects["photo"], minlength=n)
-    table = pd.DataFrame(
-        {
-            "image_id": verdicts.photos["image_id"],
-            "objects": objects,
-            "correct": correct,
-            "false": predictions - correct,
-            "missed": objects - correct,
-        }
-    )
-    table = table[predictions + objects > 0]
-    table["f1"] = 2 * table["correct"] / (2 * table["correct"] + table["false"] + table["missed"])
-    weight = np.where(table["f1"] == 1, table["objects"], -(table["false"] + table["missed"]))
-    return table.iloc[np.lexsort((-weight, -table["f1"].to_numpy()))].reset_index(drop=True)
 
 
 def label_candidates(verdicts: Verdicts, errors: pd.DataFrame, objects: pd.DataFrame, threshold: float) -> pd.DataFrame:
@@ -196,13 +153,11 @@ def label_candidates(verdicts: Verdicts, errors: pd.DataFrame, objects: pd.DataF
     scores = shown.loc[shown["kind"] == "correct", "score"]
     confident = errors["score"] > (scores.median() if len(scores) else np.inf)
     recall = (objects["outcome"] == "found").groupby([objects["class"], objects["size"].astype(str)]).transform("mean")
-    usually_found = set(objects.loc[recall > 0.5, "annotation_id"])
+    usually_found = errors["annotation_id"].isin(objects.loc[recall > 0.5, "annotation_id"])
     questions = {
         "not annotated?": confident & (errors["type"] == "background"),
         "wrong class?": confident & (errors["type"] == "classification") & (errors["iou"] >= 0.7),
-        "nothing there?": (
-            (errors["type"] == "missed") & (errors["iou"] < 0.1) & errors["annotation_id"].isin(usually_found)
-        ),
+        "nothing there?": (errors["type"] == "missed") & (errors["iou"] < 0.1) & usually_found,
     }
     rows = [errors[mask].assign(question=question) for question, mask in questions.items()]
     return pd.concat(rows).sort_index().reset_index(drop=True)  # errors come sorted: by score, then missed ones by area

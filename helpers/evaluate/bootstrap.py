@@ -17,9 +17,7 @@ from helpers.evaluate.matching import IOU_THRESHOLDS, Matches
 RECALLS = np.linspace(0.0, 1.0, 101)  # COCO's: precision is averaged at these recalls
 METRICS = {"mAP": slice(None), "mAP50": slice(0, 1), "mAP75": slice(5, 6)}  # which IoU thresholds each is a mean over
 THREADS = 2
-NUMBERS_AT_ONCE = (
-    200_000  # a class needs a number per right detection and replicate: so many stay in the processor's cache
-)
+NUMBERS_AT_ONCE = 200_000  # a class needs one per right detection and replicate: so many stay in the cache
 
 
 def replicates_for(photos: int) -> int:
@@ -28,9 +26,7 @@ def replicates_for(photos: int) -> int:
 
 
 def draw_weights(photos: int, replicates: int, seed: int) -> np.ndarray:
-    """How often each photo was drawn, [replicates, photos]; the same seed draws the same photos for every
-    checkpoint.
-    """
+    """How often each photo was drawn, [replicates, photos]; a seed draws the same photos for every checkpoint."""
     random = np.random.default_rng(seed)
     weights = np.zeros((replicates, photos), dtype=np.int32)
     for row in weights if photos else ():
@@ -57,8 +53,7 @@ def class_ap(matches: Matches, weights: np.ndarray) -> np.ndarray:
 
 
 def _one_class(matches: Matches, k: int, times: np.ndarray) -> np.ndarray:
-    """[R, T], photos counted ``times`` [N, R]: precision is needed only where a detection is right, because only there
-    recall grows."""
+    """[R, T], photos counted ``times`` [N, R]: precision is needed where a detection is right: there recall grows."""
     part = matches.of_class(k)
     right, ignored, image = matches.right[:, part], matches.ignored[:, part], matches.image[part]
     objects = matches.truth[:, k].astype(times.dtype) @ times  # [R]
@@ -111,19 +106,14 @@ def _best_from_here(precision: np.ndarray, block: int = 16) -> np.ndarray:
 
 
 def _counted(places: np.ndarray, image: np.ndarray, times: np.ndarray) -> np.ndarray:
-    """[P, R]: how many detections stand at or before each of ``places`` [P] in a ranking of detections of photo
-    ``image``.
-    """
+    """[P, R]: detections at or before each of ``places`` [P] in a ranking of detections of photo ``image``."""
     ends = np.concatenate([[0], places + 1])  # what comes after the last place changes nothing
     table = csr_array((np.ones(ends[-1], times.dtype), image[: ends[-1]], ends), shape=(len(places), len(times)))
     return np.cumsum(table @ times, axis=0, dtype=times.dtype)
 
 
 def _recalls_reached(objects: np.ndarray) -> np.ndarray:
-    """[M + 1, R]: how many of COCO's 101 recalls are reached with 0, 1, ...
-
-    M hits of ``objects`` [R], M their maximum.
-    """
+    """[M + 1, R]: how many of COCO's 101 recalls are reached with 0, 1 to M hits of ``objects`` [R], M the maximum."""
     needed = np.floor(RECALLS[:, None] * objects).astype(np.int64)  # [101, R] the fewest hits, at most one too low
     needed += needed / np.maximum(objects, 1) < RECALLS[:, None]
     most, n = int(objects.max(initial=0)), len(objects)

@@ -49,26 +49,18 @@ class Result:
     replicates: np.ndarray
 
     def draws(self, metric: str) -> np.ndarray:
-        """The metric of every made-up validation set, [R]; classes without objects in one are left out there, as in
-        COCO.
-        """
+        """The metric of every made-up validation set, [R]; classes without objects there are left out, as in COCO."""
         values = self.replicates[:, :, METRICS[metric]].mean(axis=2)
         counted = ~np.isnan(values)
-        return np.divide(
-            np.where(counted, values, 0).sum(axis=1),
-            counted.sum(axis=1),
-            out=np.full(len(values), np.nan),
-            where=counted.any(axis=1),
-        )
+        total = np.where(counted, values, 0).sum(axis=1)
+        return np.divide(total, counted.sum(axis=1), out=np.full(len(values), np.nan), where=counted.any(axis=1))
 
     def interval(self, metric: str) -> tuple[float, float] | None:
         return interval(self.stats[metric], self.draws(metric))
 
 
 def assess(name: str, gt: dict, detections: Sequence[dict], metrics: dict | None = None, seed: int = 0) -> Result:
-    """Match and bootstrap; ``metrics`` is :func:`coco_metrics` of the same detections, computed where it is not
-    given.
-    """
+    """Match and bootstrap; ``metrics`` is :func:`coco_metrics` of the same detections, computed where it is missing."""
     metrics = metrics or coco_metrics(gt, detections)
     matches = match(gt, detections)
     photos = len(matches.image_ids)
@@ -90,9 +82,7 @@ def interval(value: float, draws: np.ndarray, lowest: float = 0.0) -> tuple[floa
 
 
 def difference(a: Result, b: Result, metric: str) -> dict:
-    """``b`` minus ``a`` on the same photos: ``value``, ``interval`` of the paired bootstrap, ``significant`` (0 is
-    outside).
-    """
+    """``b`` minus ``a`` on the same photos: ``value``, paired bootstrap's ``interval``, ``significant`` (0 outside)."""
     value = b.stats[metric] - a.stats[metric]
     bounds = interval(value, b.draws(metric) - a.draws(metric), lowest=-1.0)
     return {"value": value, "interval": bounds, "significant": bool(bounds and (bounds[0] > 0 or bounds[1] < 0))}
@@ -103,50 +93,29 @@ def twelve_numbers(a: Result, b: Result, gt: dict) -> pd.DataFrame:
     counts = object_counts(gt)
     rows = []
     for name in STATS:
-        row = {
-            "metric": name,
-            "meaning": MEANING[name],
-            "objects": counts.get(name.split("_")[-1], counts["all"]),
-            a.name: a.stats[name],
-            b.name: b.stats[name],
-            "difference": b.stats[name] - a.stats[name],
-        }
-        if name in METRICS:
-            gain = difference(a, b, name)
-            row |= {
-                f"{a.name}, 95 %": a.interval(name),
-                f"{b.name}, 95 %": b.interval(name),
-                "difference, 95 %": gain["interval"],
-                "significant": "" if gain["interval"] is None else "yes" if gain["significant"] else "no",
-            }
-        rows.append(row)
-    order = [
-        "metric",
-        "meaning",
-        "objects",
-        a.name,
-        f"{a.name}, 95 %",
-        b.name,
-        f"{b.name}, 95 %",
-        "difference",
-        "difference, 95 %",
-        "significant",
-    ]
-    return pd.DataFrame(rows)[list(dict.fromkeys(order))].set_index("metric")
+        row = {"metric": name, "meaning": MEANING[name], "objects": counts.get(name.split("_")[-1], counts["all"])}
+        gain = difference(a, b, name) if name in METRICS else {"value": b.stats[name] - a.stats[name], "interval": None}
+        for each in (a, b):
+            row |= {each.name: each.stats[name], f"{each.name}, 95 %": each.interval(name) if name in METRICS else None}
+        rows.append(row | _columns(gain, "difference"))
+    return pd.DataFrame(rows).set_index("metric")
+
+
+def _columns(gain: dict, name: str) -> dict:
+    """A :func:`difference` as cells of a table."""
+    certain = {True: "yes", False: "no" if gain["interval"] else "", None: None}[gain.get("significant")]
+    return {name: gain["value"], "difference, 95 %": gain["interval"], "significant": certain}
 
 
 def object_counts(gt: dict) -> dict[str, int]:
     """Objects without crowd regions: ``all``, and by COCO's sizes, where one on the border counts on both sides."""
     area = np.array([a["area"] for a in gt["annotations"] if not a.get("iscrowd")], dtype=float)
-    return {"all": len(area)} | {
-        name: int(((area >= low) & (area <= high)).sum()) for name, (low, high) in SIZES.items()
-    }
+    sizes = {name: int(((area >= low) & (area <= high)).sum()) for name, (low, high) in SIZES.items()}
+    return {"all": len(area)} | sizes
 
 
 def per_class_table(start: Result, result: Result) -> pd.DataFrame:
-    """A row per class: counts, AP, AP50, AR100 and AP's interval (-1 without ground truth), the start's AP, the best
-    threshold.
-    """
+    """A row per class: counts, AP, AP50, AR100, AP's interval (-1 without truth), the start's AP, best threshold."""
     table = result.per_class.copy()
     table.insert(1, "photos", (result.matches.truth > 0).sum(axis=0))
     bounds = [interval(ap, result.replicates[:, k].mean(axis=1)) or (-1.0, -1.0) for k, ap in enumerate(table["AP"])]
@@ -159,8 +128,7 @@ def per_class_table(start: Result, result: Result) -> pd.DataFrame:
 
 
 def saved_runs(output_dir: Path, gt: dict) -> dict[str, Detections]:
-    """Detections of every run in ``output_dir`` on these very photos and classes, by ``run``, ``run (start)``,
-    ``run (epoch_1)``: whatever 04 has evaluated."""
+    """Detections of what 04 has evaluated on these very photos and classes: ``run``, ``run (epoch_1)``, ..."""
     found = {}
     for path in sorted(output_dir.glob("*/detections_val2017*.json")):
         detections = Detections.of(load_detections(path))
@@ -170,35 +138,21 @@ def saved_runs(output_dir: Path, gt: dict) -> dict[str, Detections]:
     return found
 
 
-def ranking(results: list[Result], base: Result) -> pd.DataFrame:
+def run_table(results: list[Result], base: Result) -> pd.DataFrame:
     """A row per checkpoint, best first: mAP with its interval, and the paired difference to ``base``."""
     rows = []
-    for result in sorted(results, key=lambda r: -r.stats["mAP"]):
-        row = {
-            "run": result.name,
-            "mAP": result.stats["mAP"],
-            "95 %": result.interval("mAP"),
-            "mAP50": result.stats["mAP50"],
-        }
-        if result is not base:
-            gain = difference(base, result, "mAP")
-            row |= {
-                f"mAP minus {base.name}": gain["value"],
-                "difference, 95 %": gain["interval"],
-                "significant": "yes" if gain["significant"] else "no",
-            }
-        rows.append(row)
+    for each in sorted(results, key=lambda r: -r.stats["mAP"]):
+        row = {"run": each.name, "mAP": each.stats["mAP"], "95 %": each.interval("mAP"), "mAP50": each.stats["mAP50"]}
+        gain = {} if each is base else _columns(difference(base, each, "mAP"), f"mAP minus {base.name}")
+        rows.append(row | gain)
     return pd.DataFrame(rows).set_index("run")
 
 
 def unknown_ids(gt: dict, detections: Sequence[dict]) -> str:
-    """A sentence about detections of photos or categories that the ground truth does not have; empty if all are
-    known.
-    """
+    """A sentence about detections of photos or categories that ``gt`` does not have; empty if all are known."""
     given = Detections.of(detections)
-    known = np.isin(given.image_id, [image["id"] for image in gt["images"]]) & np.isin(
-        given.category_id, [c["id"] for c in gt["categories"]]
-    )
+    known = np.isin(given.image_id, [image["id"] for image in gt["images"]])
+    known &= np.isin(given.category_id, [c["id"] for c in gt["categories"]])
     if known.all():
         return ""
     first = detections[int(known.argmin())]
@@ -209,9 +163,7 @@ def unknown_ids(gt: dict, detections: Sequence[dict]) -> str:
 
 
 def metrics_summary(start: Result, result: Result, threshold: float, **more) -> dict:
-    """What metrics.json holds: both checkpoints' twelve numbers, intervals and differences, and the chosen score
-    threshold.
-    """
+    """What metrics.json holds: both checkpoints' twelve numbers, intervals and differences, the score threshold."""
     return {
         "checkpoint": result.name,
         "stats": result.stats,
@@ -231,10 +183,8 @@ def caption(result: Result) -> str:
     photos, bounds = len(result.matches.image_ids), result.interval("mAP")
     text = f"Intervals: 95 %, from {len(result.replicates):,} bootstrap samples of the {photos:,} photos."
     if bounds and photos < SMALL_SAMPLE and bounds[1] - bounds[0] > 0.001:
-        text += (
-            f" {photos:,} photos are a small sample: with {photos:,} others, mAP could as well be {bounds[0]:.3f} or "
-            f"{bounds[1]:.3f}."
-        )
+        text += f" {photos:,} photos are a small sample: with {photos:,} others, mAP could as well be "
+        text += f"{bounds[0]:.3f} or {bounds[1]:.3f}."
     return text
 
 
@@ -251,19 +201,11 @@ def styled(table: pd.DataFrame, text: str = ""):
         return f"{value:,}" if isinstance(value, (int, np.integer)) else str(value)
 
     texts = [name for name in table if table[name].map(lambda value: isinstance(value, str)).all()]
-    top = [
-        {"selector": "caption", "props": "caption-side: top; text-align: left; max-width: 60em; white-space: normal"}
-    ]
-    return (
-        table.map(cell)
-        .rename_axis(index=None, columns=None)
-        .style.set_properties(subset=texts, **{"text-align": "left"})
-        .format(escape="html")
-        .format_index(escape="html", axis=0)
-        .format_index(escape="html", axis=1)
-        .set_caption(text)
-        .set_table_styles(top)
-    )
+    above = "caption-side: top; text-align: left; max-width: 60em; white-space: normal"
+    page = table.map(cell).rename_axis(index=None, columns=None).style
+    page.set_properties(subset=texts, **{"text-align": "left"}).format(escape="html")
+    page.format_index(escape="html", axis=0).format_index(escape="html", axis=1)
+    return page.set_caption(text).set_table_styles([{"selector": "caption", "props": above}])
 
 
 def ap_by_sprites(annotation_file: Path, detections: list[dict]) -> pd.DataFrame:
@@ -271,8 +213,6 @@ def ap_by_sprites(annotation_file: Path, detections: list[dict]) -> pd.DataFrame
 
     A row each: objects, mAP, mAP50. A detection on an object of the other kind counts neither as right nor as wrong.
     """
-    from helpers.metrics import coco_metrics
-
     gt, rows = orjson.loads(Path(annotation_file).read_bytes()), {}
     for name, unseen in (("sprites that training draws", False), ("sprites that training never draws", True)):
         records = [{**record, "iscrowd": int(record["unseen_sprite"] != unseen)} for record in gt["annotations"]]

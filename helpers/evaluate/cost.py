@@ -14,11 +14,7 @@ from helpers.collator import Preprocess
 from helpers.devices import peak_megabytes
 from helpers.model import Detector
 
-WARM_UP, REPEATS, SECONDS = (
-    2,
-    30,
-    8.0,
-)  # calls before timing, timed calls at most, and when to stop (three calls at least)
+WARM_UP, REPEATS, SECONDS = 2, 30, 8.0  # calls before timing, timed ones at most, when to stop (three at least)
 
 
 @torch.inference_mode()
@@ -28,23 +24,20 @@ def cost_table(detector: Detector, batch: dict, autocast: Callable, device: torc
     Time is that of normalising, the forward pass and post-processing, without reading and decoding photos.
     """
     model, size = detector.model.to(device).eval(), len(batch["image_ids"])
-    parameters = list(model.parameters())
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     rows = [
-        ("parameters", sum(p.numel() for p in parameters) / 1e6, "million"),
-        ("of them trained", sum(p.numel() for p in parameters if p.requires_grad) / 1e6, "million"),
+        ("parameters", sum(p.numel() for p in model.parameters()) / 1e6, "million"),
+        ("of them trained", trained / 1e6, "million"),
         ("arithmetic, 1 photo", flops(detector, first(batch, 1), device) / 1e9, "GFLOP"),
     ]
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     for count in sorted({1, size}):
         milliseconds = latency(detector, first(batch, count), autocast, device) * 1e3 / count
-        rows += [
-            (f"time per photo, batch {count}, median", float(np.median(milliseconds)), "ms"),
-            (f"time per photo, batch {count}, 95th percentile", float(np.percentile(milliseconds, 95)), "ms"),
-        ]
-    rows.append(
-        (f"peak memory of the {'GPU' if torch.cuda.is_available() else 'whole process'}", peak_megabytes(), "MB")
-    )
+        for name, percent in (("median", 50), ("95th percentile", 95)):
+            rows.append((f"time per photo, batch {count}, {name}", float(np.percentile(milliseconds, percent)), "ms"))
+    where = "GPU" if torch.cuda.is_available() else "whole process"
+    rows.append((f"peak memory of the {where}", peak_megabytes(), "MB"))
     return pd.DataFrame(rows, columns=["quantity", "value", "unit"]).set_index("quantity")
 
 
@@ -79,9 +72,8 @@ def latency(detector: Detector, batch: dict, autocast: Callable, device: torch.d
         with autocast():
             output = detector.model(**_inputs(detector.preprocess, batch, device))
         output.logits, output.pred_boxes = output.logits.float(), output.pred_boxes.float()
-        detector.processor.post_process_object_detection(
-            output, threshold=0.0, target_sizes=batch["orig_sizes"].to(device)
-        )
+        sizes = batch["orig_sizes"].to(device)
+        detector.processor.post_process_object_detection(output, threshold=0.0, target_sizes=sizes)
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         if call >= WARM_UP:
@@ -94,28 +86,18 @@ def latency(detector: Detector, batch: dict, autocast: Callable, device: torch.d
 def cost_sentence(table: pd.DataFrame) -> str:
     """What one photo costs, in words."""
     values = table["value"]
-    single = values[next(name for name in values.index if "batch 1, median" in name)]
-    batched = [name for name in values.index if "median" in name and "batch 1," not in name]
+    single, *batched = (name for name in values.index if "median" in name)
     text = (
         f"The detector has {values['parameters']:.1f} million parameters; a photo takes "
-        f"{values['arithmetic, 1 photo']:.1f} "
-        f"GFLOP and {single:.0f} ms ({1000 / single:.1f} photos a second)"
+        f"{values['arithmetic, 1 photo']:.1f} GFLOP and {values[single]:.0f} ms "
+        f"({1000 / values[single]:.1f} photos a second)"
     )
-    if batched:
-        gain = single / values[batched[0]]
-        size = batched[0].split("batch ")[1].split(",")[0]
-        text += f", and {values[batched[0]]:.0f} ms in batches of {size} ({_times(gain)})"
+    for name in batched:
+        gain = values[single] / values[name]
+        times = f"{gain:.1f} times as fast" if gain > 1 else f"{1 / gain:.1f} times as slow"
+        times = "about the same" if 0.9 < gain < 1.1 else times
+        text += f", and {values[name]:.0f} ms in batches of {name.split('batch ')[1].split(',')[0]} ({times})"
     return text + "."
-
-
-def _times(gain: float) -> str:
-    return (
-        "about the same"
-        if 0.9 < gain < 1.1
-        else f"{gain:.1f} times as fast"
-        if gain > 1
-        else f"{1 / gain:.1f} times as slow"
-    )
 
 
 def _inputs(preprocess: Preprocess, batch: dict, device: torch.device | str) -> dict:

@@ -12,7 +12,7 @@ import pandas as pd
 
 from helpers.evaluate.bootstrap import RECALLS
 from helpers.evaluate.matching import Matches
-from helpers.metrics import Detections
+from helpers.metrics import numbered
 
 THRESHOLDS = np.round(np.linspace(0, 1, 101), 2)
 BACKGROUND = "background"
@@ -36,9 +36,7 @@ def precision_recall(matches: Matches, k: int, t: int = 0) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Operating:
-    """What a detector does when only detections with ``score >= threshold`` are shown (micro average over the
-    classes).
-    """
+    """What a detector does when only detections with ``score >= threshold`` are shown (micro average of classes)."""
 
     threshold: float
     precision: float
@@ -47,10 +45,7 @@ class Operating:
 
 
 def score_curves(matches: Matches, k: int | None = None) -> pd.DataFrame:
-    """A row per score threshold 0, 0.01, ...
-
-    1: precision (NaN where nothing is shown), recall, F1; of class ``k`` or of all.
-    """
+    """A row per score threshold, 0 to 1: precision (NaN where nothing is shown), recall, F1; of class ``k`` or all."""
     part = slice(None) if k is None else matches.of_class(k)
     score, right, ignored = matches.score[part], matches.right[0, part], matches.ignored[0, part]
     objects = int(matches.truth.sum() if k is None else matches.truth[:, k].sum())
@@ -69,9 +64,7 @@ def best_operating_point(curves: pd.DataFrame) -> Operating:
     """The threshold with the largest F1 (the highest of several); 0.5 where nothing is ever right."""
     f1 = curves["F1"].to_numpy()
     at = len(f1) - 1 - int(f1[::-1].argmax()) if f1.max() > 0 else int(np.searchsorted(THRESHOLDS, 0.5))
-    return Operating(
-        *(float(np.nan_to_num(curves[name].iloc[at])) for name in ("threshold", "precision", "recall", "F1"))
-    )
+    return Operating(*np.nan_to_num(curves[["threshold", "precision", "recall", "F1"]].iloc[at]).tolist())
 
 
 def reliability(matches: Matches, bins: int = 10) -> tuple[pd.DataFrame, float]:
@@ -91,8 +84,7 @@ def reliability(matches: Matches, bins: int = 10) -> tuple[pd.DataFrame, float]:
 
 
 def confusion(gt: dict, detections: list[dict], matches: Matches, threshold: float) -> pd.DataFrame:
-    """Confusion matrix [K + 1, K + 1] of counts with ``score >= threshold``: rows are the truth, columns the
-    prediction.
+    """Confusion matrix [K + 1, K + 1] of counts with ``score >= threshold``: rows are the truth, columns predicted.
 
     The last row is background (a prediction on nothing), the last column what was missed; so a class's row adds up to
     its number of objects. An object belongs to the most confident prediction with IoU of 0.5 at least, whatever its
@@ -101,10 +93,10 @@ def confusion(gt: dict, detections: list[dict], matches: Matches, threshold: flo
     from hotcoco import COCO, COCOeval
 
     rows = matches.row[(matches.score >= threshold) & ~matches.ignored[0]]
+    gt, detections = numbered(gt, detections)
     coco = COCO(gt)
-    found = COCOeval(coco, coco.load_res(Detections.of(detections).table(np.sort(rows))), "bbox").confusion_matrix(
-        iou_thr=0.5
-    )
+    given = coco.load_res(detections.table(np.sort(rows)))
+    found = COCOeval(coco, given, "bbox").confusion_matrix(iou_thr=0.5)
     place = {category: i for i, category in enumerate(found["cat_ids"])}
     order = [place[c["id"]] for c in gt["categories"]] + [len(place)]
     names = [*matches.classes, BACKGROUND]
@@ -112,41 +104,32 @@ def confusion(gt: dict, detections: list[dict], matches: Matches, threshold: flo
 
 
 def most_confused(matrix: pd.DataFrame) -> tuple[str, str, int]:
-    """(true class, predicted class, how often) of the most frequent confusion between two classes; count 0 where
-    there is none.
-    """
+    """(true class, predicted class, how often) of the most frequent confusion of two classes; 0 where there is none."""
     counts = matrix.iloc[:-1, :-1].to_numpy().copy()
     np.fill_diagonal(counts, 0)
     i, j = np.unravel_index(counts.argmax(), counts.shape)
     return matrix.index[i], matrix.columns[j], int(counts[i, j])
 
 
-def photo_scores(matches: Matches, threshold: float) -> pd.DataFrame:
-    """A row per photo with ``score >= threshold``: objects, right, wrong, missed and F1 (1 where nothing is there nor
-    shown).
+def photo_table(matches: Matches, threshold: float) -> pd.DataFrame:
+    """A row per photo with ``score >= threshold``, the best first: image_id, objects, correct, false, missed, f1.
 
-    The rule behind "worst photos first": smallest F1, then most wrong and missed boxes.
+    The one ranking of photos: F1, 2 correct / (shown + objects), and 1 where nothing is there nor shown; among perfect
+    photos the one with more objects is better, among others the one with more errors is worse; then by image_id.
     """
     shown = matches.score >= threshold
     n = len(matches.image_ids)
-    right = np.bincount(matches.image[shown & matches.right[0]], minlength=n)
-    wrong = np.bincount(matches.image[shown & ~matches.right[0] & ~matches.ignored[0]], minlength=n)
-    missed = matches.truth.sum(axis=1) - right
-    total = 2 * right + wrong + missed
-    f1 = np.divide(2 * right, total, out=np.ones(n), where=total > 0)
-    return pd.DataFrame(
-        {
-            "image_id": matches.image_ids,
-            "objects": right + missed,
-            "right": right,
-            "wrong": wrong,
-            "missed": missed,
-            "F1": f1,
-        }
-    )
+    correct = np.bincount(matches.image[shown & matches.right[0]], minlength=n)
+    false = np.bincount(matches.image[shown & ~matches.right[0] & ~matches.ignored[0]], minlength=n)
+    objects = matches.truth.sum(axis=1)
+    table = pd.DataFrame({"image_id": matches.image_ids, "objects": objects, "correct": correct, "false": false})
+    table["missed"] = table["objects"] - table["correct"]
+    total = 2 * correct + false + table["missed"]
+    table["f1"] = np.divide(2 * correct, total, out=np.ones(n), where=total > 0)
+    worth = np.where(table["f1"] == 1, objects, -(table["false"] + table["missed"]))
+    return table.iloc[np.lexsort((table["image_id"], worth, table["f1"]))[::-1]].reset_index(drop=True)
 
 
-def worst_first(photos: pd.DataFrame) -> list[int]:
-    """Image ids of :func:`photo_scores`, worst photo first."""
-    order = np.lexsort((photos["image_id"], -(photos["wrong"] + photos["missed"]), photos["F1"]))
-    return [int(i) for i in photos["image_id"].to_numpy()[order]]
+def with_something(photos: pd.DataFrame) -> pd.DataFrame:
+    """The rows of :func:`photo_table` that have objects or predictions: the F1 of the others says nothing."""
+    return photos[photos["objects"] + photos["false"] > 0].reset_index(drop=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from helpers.evaluate.curves import worst_first
+from helpers.evaluate.curves import with_something
 from helpers.files import write_atomic
 from helpers.index import CocoIndex
 from helpers.pictures.draw import draw
@@ -16,16 +16,16 @@ KINDS = ("best", "typical", "worst")
 
 
 def pick_examples(photos: pd.DataFrame, each: int = 4) -> list[tuple[str, int]]:
-    """(kind, image id) of ``each`` best, typical (around the median) and worst photos by F1, no photo twice.
+    """(kind, image id) of ``each`` best, typical (around the median) and worst photos, no photo twice.
 
-    ``photos`` of ``photo_scores``. Photos without objects are left out where there are others: their F1 shows little.
+    ``photos`` of ``photo_table``. Photos without objects and predictions are left out where there are others.
     """
-    with_objects = photos[photos["objects"] > 0]
-    ids = worst_first(with_objects if len(with_objects) >= 3 * each else photos)
+    some = with_something(photos)
+    ids = (some if len(some) >= len(KINDS) * each else photos)["image_id"].tolist()  # best first
     each = min(each, -(-len(ids) // len(KINDS)))
     middle = max(0, (len(ids) - each) // 2)
     chosen: dict[int, str] = {}
-    for kind, part in (("worst", ids[:each]), ("best", ids[::-1][:each]), ("typical", ids[middle : middle + each])):
+    for kind, part in (("worst", ids[::-1][:each]), ("best", ids[:each]), ("typical", ids[middle : middle + each])):
         for image_id in part:
             chosen.setdefault(image_id, kind)
     return sorted(((kind, image_id) for image_id, kind in chosen.items()), key=lambda pair: KINDS.index(pair[0]))
@@ -50,13 +50,8 @@ def write_examples(
         jpeg = draw(index, position[image_id], of_photo[image_id], threshold)
         write_atomic(folder / f"{kind}_{number:02d}_{image_id:012d}.jpg", jpeg)
         row = scores.loc[image_id]
-        pictures.append(
-            (
-                f"{kind}: photo {image_id}, F1 {row['F1']:.2f} ({row['right']:.0f} right, {row['wrong']:.0f} wrong, "
-                f"{row['missed']:.0f} missed)",
-                jpeg,
-            )
-        )
+        counts = f"{row['correct']:.0f} right, {row['false']:.0f} wrong, {row['missed']:.0f} missed"
+        pictures.append((f"{kind}: photo {image_id}, F1 {row['f1']:.2f} ({counts})", jpeg))
     return pictures
 
 

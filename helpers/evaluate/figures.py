@@ -12,33 +12,29 @@ from PIL import Image
 from helpers.evaluate.bootstrap import RECALLS
 from helpers.evaluate.comparison import Result
 from helpers.evaluate.curves import Operating, precision_recall
+from helpers.pictures.charts import chart, heat_map, plain
+from helpers.pictures.colours import BLUE, GREEN, GREY, VERMILLION
+from helpers.pictures.grids import sheet, tile
 
-BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#777777"  # Okabe and Ito's, safe for colour-blind readers
 PANELS = 12  # classes with a panel or row of their own; more would not be legible
+UNIT = {"xlim": (0, 1), "ylim": (0, 1.03)}  # of fractions
 
 
 def pr_figure(start: Result, result: Result) -> Figure:
-    """Precision against recall at IoU 0.5, a panel per class (the most frequent ones): the start dashed, the result
-    solid.
-    """
-    classes = _most_frequent(result)
+    """Precision against recall at IoU 0.5, a panel per class (the most frequent): start dashed, result solid."""
+    counts = result.matches.truth.sum(axis=0)
+    classes = sorted(np.argsort(-counts, kind="stable")[:PANELS].tolist())
     columns = min(4, len(classes))
     rows = -(-len(classes) // columns)
     figure = Figure(figsize=(11, 2.5 * rows + 0.7), layout="constrained")
     axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     for ax, k in zip(axes.flat, classes):
         for each, style, colour, width in ((start, "--", GREY, 1.4), (result, "-", BLUE, 2.0)):
-            ax.plot(
-                RECALLS, precision_recall(each.matches, k), style, color=colour, linewidth=width, label=f"{each.name}"
-            )
-        objects = int(result.matches.truth[:, k].sum())
-        numbers = (
-            f"AP50 {start.per_class['AP50'][k]:.2f} to {result.per_class['AP50'][k]:.2f}"
-            if objects
-            else "no ground truth"
-        )
-        ax.set_title(f"{_plain(result.matches.classes[k])} ({objects:,})\n{numbers}", fontsize=10)
-        ax.set(xlim=(0, 1), ylim=(0, 1.03))
+            ax.plot(RECALLS, precision_recall(each.matches, k), style, color=colour, linewidth=width, label=each.name)
+        numbers = f"AP50 {start.per_class['AP50'][k]:.2f} to {result.per_class['AP50'][k]:.2f}"
+        numbers = numbers if counts[k] else "no ground truth"
+        ax.set_title(f"{plain(result.matches.classes[k])} ({counts[k]:,})\n{numbers}", fontsize=10)
+        ax.set(**UNIT)
         ax.grid(alpha=0.3)
     for ax in axes.flat[len(classes) :]:
         ax.axis("off")
@@ -46,99 +42,61 @@ def pr_figure(start: Result, result: Result) -> Figure:
         ax.tick_params(labelbottom=True)
     figure.supxlabel("recall", fontsize=11)
     figure.supylabel("precision", fontsize=11)
-    hidden = len(result.matches.classes) - len(classes)
+    hidden = len(counts) - len(classes)
     rest = f"; {hidden} rarer classes are not shown" if hidden else ""
     figure.suptitle(f"Precision and recall at IoU 0.5, by class (number of objects){rest}", fontsize=12)
-    handles, labels = axes.flat[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper right", ncols=2, fontsize=10)
+    figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside lower right", ncols=2, fontsize=10)
     return figure
 
 
 def class_ap_figure(table: pd.DataFrame, start: str, name: str) -> Figure:
     """AP of each class before (ring) and after (dot with its 95 % interval); ``table`` of ``per_class_table``."""
     shown = table[table["AP"] >= 0].sort_values("AP").tail(40)
-    figure = Figure(figsize=(9, 1.3 + 0.32 * max(len(shown), 2)), layout="constrained")
-    ax = figure.subplots()
+    figure, ax = chart(9, 1.3 + 0.32 * max(len(shown), 2), ylim=(-0.6, max(len(shown), 1) - 0.4))
     at = np.arange(len(shown))
     ax.hlines(at, shown["AP_low"], shown["AP_high"], color=BLUE, linewidth=2)
     ax.plot(shown["AP"], at, "o", color=BLUE, label=f"{name}, with its 95 % interval")
-    ax.plot(shown["AP_start"], at, "o", markerfacecolor="none", markeredgecolor=ORANGE, markersize=8, label=start)
-    ax.set_yticks(
-        at, [f"{_plain(c)} ({n:,} in {p:,})" for c, n, p in zip(shown["class"], shown["instances"], shown["photos"])]
-    )
-    ax.set(
-        xlabel="AP (mean of IoU 0.50 to 0.95)",
-        ylabel="class (objects in photos)",
-        xlim=(0, None),
-        ylim=(-0.6, max(len(shown), 1) - 0.4),
-    )
+    ax.plot(shown["AP_start"], at, "o", markerfacecolor="none", markeredgecolor=VERMILLION, markersize=8, label=start)
+    rows = zip(shown["class"], shown["instances"], shown["photos"])
+    ax.set_yticks(at, [f"{plain(name)} ({objects:,} in {photos:,})" for name, objects, photos in rows])
+    ax.set(xlabel="AP (mean of IoU 0.50 to 0.95)", ylabel="class (objects in photos)", xlim=(0, None))
     ax.grid(axis="x", alpha=0.3)
-    ax.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside upper center", ncols=2)
     return figure
 
 
 def score_figure(curves: pd.DataFrame, best: Operating) -> Figure:
-    """Precision, recall and F1 against the score threshold, the best operating point marked; ``curves`` of
-    ``score_curves``.
-    """
+    """Precision, recall and F1 against the score threshold, the best one marked; of ``score_curves``."""
     figure = Figure(figsize=(9, 3.8), layout="constrained")
     ax = figure.subplots()
-    for name, style, colour in (("precision", "-", BLUE), ("recall", "--", ORANGE), ("F1", "-.", GREEN)):
+    for name, style, colour in (("precision", "-", BLUE), ("recall", "--", VERMILLION), ("F1", "-.", GREEN)):
         ax.plot(curves["threshold"], curves[name], style, color=colour, linewidth=2, label=name)
     ax.axvline(best.threshold, color=GREY, linewidth=1)
     ax.plot(best.threshold, best.f1, "o", color="black")
-    ax.set_title(
-        f"best F1 {best.f1:.2f} at a score of {best.threshold:.2f}: "
-        f"precision {best.precision:.2f}, recall {best.recall:.2f}",
-        fontsize=11,
-    )
-    ax.set(
-        xlabel="score threshold: boxes with a lower score are not shown",
-        ylabel="fraction (all classes, IoU 0.5)",
-        xlim=(0, 1),
-        ylim=(0, 1.03),
-    )
+    point = f"best F1 {best.f1:.2f} at a score of {best.threshold:.2f}"
+    ax.set_title(f"{point}: precision {best.precision:.2f}, recall {best.recall:.2f}", fontsize=11)
+    ax.set(xlabel="score threshold: boxes with a lower score are not shown", **UNIT)
+    ax.set_ylabel("fraction (all classes, IoU 0.5)")
     ax.grid(alpha=0.3)
     ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
     return figure
 
 
 def reliability_figure(bins: pd.DataFrame, error: float) -> Figure:
-    """Accuracy against confidence, and how many detections each score bin holds; ``bins`` and ``error`` of
-    ``reliability``.
-    """
+    """Accuracy against confidence, and how many detections each score bin holds; of ``reliability``."""
     figure = Figure(figsize=(9, 3.8), layout="constrained")
     left, right = figure.subplots(1, 2)
-    filled = bins[bins["count"] > 0]
+    filled, width = bins[bins["count"] > 0], bins["high"] - bins["low"]
     left.plot([0, 1], [0, 1], "--", color=GREY, label="perfectly calibrated")
-    left.bar(
-        filled["low"],
-        filled["accuracy"],
-        width=filled["high"] - filled["low"],
-        align="edge",
-        color=BLUE,
-        alpha=0.35,
-        edgecolor=BLUE,
-    )
+    blue = {"color": BLUE, "alpha": 0.35, "edgecolor": BLUE}
+    left.bar(filled["low"], filled["accuracy"], width=width[filled.index], align="edge", **blue)
     left.plot(filled["confidence"], filled["accuracy"], "o-", color=BLUE, label="this detector")
-    left.set(
-        xlabel="mean score of the bin",
-        ylabel="fraction that is right (IoU 0.5)",
-        xlim=(0, 1),
-        ylim=(0, 1.03),
-        title=f"expected calibration error {error:.3f}",
-    )
+    left.set(xlabel="mean score of the bin", ylabel="fraction that is right (IoU 0.5)", **UNIT)
+    left.set_title(f"expected calibration error {error:.3f}")
     left.legend(loc="upper left")
-    right.bar(bins["low"], bins["count"], width=bins["high"] - bins["low"], align="edge", color=GREY, edgecolor="white")
-    right.set(
-        xlabel="score",
-        ylabel="detections (logarithmic)",
-        yscale="log" if len(filled) else "linear",
-        xlim=(0, 1),
-        ylim=(0.7, None),
-        title="how many detections each bin holds",
-    )
+    right.bar(bins["low"], bins["count"], width=width, align="edge", color=GREY, edgecolor="white")
+    right.set(yscale="log" if len(filled) else "linear", xlim=(0, 1), ylim=(0.7, None))
+    right.set(xlabel="score", ylabel="detections (logarithmic)", title="how many detections each bin holds")
     for ax in (left, right):
         ax.grid(alpha=0.3)
     return figure
@@ -150,53 +108,21 @@ def confusion_figure(matrix: pd.DataFrame, threshold: float) -> Figure:
     Of many classes the 20 most frequent are shown, the others together.
     """
     matrix = _largest(matrix, 20)
-    counts = matrix.to_numpy()
-    share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    n = len(matrix)
+    counts, n = matrix.to_numpy(), len(matrix)
     side = min(4.2 + 0.45 * n, 12)
     figure = Figure(figsize=(side + 0.8, side), layout="constrained")
     ax = figure.subplots()
-    image = ax.imshow(share, cmap="Blues", vmin=0, vmax=1)
-    if n <= 16:
-        for i, j in zip(*np.nonzero(counts)):
-            ax.text(
-                j,
-                i,
-                f"{counts[i, j]:,}",
-                ha="center",
-                va="center",
-                fontsize=9,
-                color="white" if share[i, j] > 0.55 else "black",
-            )
-    names = [_plain(name) for name in matrix.index]
-    ax.set_xticks(range(n), [*names[:-1], "(missed)"], rotation=60, ha="right", rotation_mode="anchor", fontsize=10)
-    ax.set_yticks(range(n), [*names[:-1], "(background)"], fontsize=10)
+    share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    image = heat_map(ax, share, lambda i, j: f"{counts[i, j]:,}" if n <= 16 and counts[i, j] else "", aspect="equal")
+    names = [plain(name) for name in matrix.index[:-1]]
+    ax.set_xticks(range(n), [*names, "(missed)"], rotation=60, ha="right", rotation_mode="anchor", fontsize=10)
+    ax.set_yticks(range(n), [*names, "(background)"], fontsize=10)
     ax.axhline(n - 1.5, color="black", linewidth=1)
     ax.axvline(n - 1.5, color="black", linewidth=1)
-    ax.set(
-        xlabel="predicted", ylabel="ground truth", title=f"predictions with a score of {threshold:.2f} or more, IoU 0.5"
-    )
+    ax.set(xlabel="predicted", ylabel="ground truth")
+    ax.set_title(f"predictions with a score of {threshold:.2f} or more, IoU 0.5")
     figure.colorbar(image, label="part of the row", shrink=0.7)
     return figure
-
-
-def contact_sheet(pictures: list[tuple[str, bytes]], columns: int = 2) -> Figure:
-    """Pictures (caption, JPEG) side by side: what the exported page shows in place of a slider."""
-    rows = max(1, -(-len(pictures) // columns))
-    figure = Figure(figsize=(11, 4.3 * rows), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False)
-    for ax in axes.flat:
-        ax.axis("off")
-    for ax, (text, jpeg) in zip(axes.flat, pictures):
-        ax.imshow(Image.open(io.BytesIO(jpeg)))
-        ax.set_title(_plain(text), fontsize=10)
-    return figure
-
-
-def _most_frequent(result: Result) -> list[int]:
-    """Class indices of the classes with the most objects, in class order."""
-    counts = result.matches.truth.sum(axis=0)
-    return sorted(np.argsort(-counts, kind="stable")[:PANELS].tolist())
 
 
 def _largest(matrix: pd.DataFrame, most: int) -> pd.DataFrame:
@@ -214,7 +140,11 @@ def _largest(matrix: pd.DataFrame, most: int) -> pd.DataFrame:
     return pd.DataFrame(total, index=names, columns=names)
 
 
-def _plain(text: str) -> str:
-    """For a title: matplotlib would read a dollar sign as a formula."""
-    text = "".join(c if c.isprintable() else " " for c in str(text)).replace("$", r"\$")
-    return text if len(text) <= 80 else text[:79] + "…"
+def contact_sheet(pictures: list[tuple[str, bytes]]) -> Figure:
+    """Pictures (caption, JPEG), two in a line: what the exported page shows in place of a slider."""
+    tiles = []
+    for text, data in pictures:
+        photo = Image.open(io.BytesIO(data))
+        photo.thumbnail((540, 540), Image.Resampling.LANCZOS)
+        tiles.append(tile(photo, text, 540, 13))
+    return sheet(tiles, columns=2)

@@ -52,19 +52,14 @@ def match(gt: dict, detections: list[dict], areas: tuple[float, float] = (-np.in
     """
     image_ids = np.unique(np.array([image["id"] for image in gt["images"]], dtype=np.int64))
     category_ids = np.array([c["id"] for c in gt["categories"]], dtype=np.int64)
-    annotations = gt["annotations"]
-    of = (
-        np.fromiter(map(itemgetter(name), annotations), np.int64, len(annotations))
-        for name in ("image_id", "category_id")
-    )
-    truth = _table(*of, image_ids, category_ids)
-    truth["crowd"] = np.array([bool(a.get("iscrowd", 0)) for a in annotations], dtype=bool)[truth["row"]]
-    truth["bbox"] = bboxes(annotations)[truth["row"]]
-    area = np.array([a.get("area", 0) for a in annotations], dtype=float)[truth["row"]]
+    records = gt["annotations"]
+    column = lambda name: np.fromiter(map(itemgetter(name), records), np.int64, len(records))
+    truth = _table(column("image_id"), column("category_id"), image_ids, category_ids)
+    truth["crowd"] = np.array([bool(a.get("iscrowd", 0)) for a in records], dtype=bool)[truth["row"]]
+    truth["bbox"] = bboxes(records)[truth["row"]]
+    area = np.array([a.get("area", 0) for a in records], dtype=float)[truth["row"]]
     truth["ignored"] = truth["crowd"] | (area < areas[0]) | (area > areas[1])
-    truth = _rows(
-        truth, np.lexsort((truth["ignored"], truth["group"]))
-    )  # COCO looks at objects first, then at what is ignored
+    truth = _rows(truth, np.lexsort((truth["ignored"], truth["group"])))  # objects first, then what is ignored, as COCO
     given = Detections.of(detections)
     found = _table(given.image_id, given.category_id, image_ids, category_ids)
     found["score"] = given.score[found["row"]]
@@ -90,9 +85,8 @@ def match(gt: dict, detections: list[dict], areas: tuple[float, float] = (-np.in
 
 
 def _table(image_id: np.ndarray, category_id: np.ndarray, image_ids: np.ndarray, category_ids: np.ndarray) -> dict:
-    """Columns of the records with a known photo and category: ``row`` number, ``image`` and ``label`` (positions in the
-    two
-    lists of ids) and ``group``, one number for both."""
+    """Columns of the records with a known photo and category: ``row`` number, ``image`` and ``label`` (positions in
+    the two lists of ids) and ``group``, one number for both."""
     image, label = _position(image_id, image_ids), _position(category_id, category_ids)
     table = {"row": np.arange(len(image)), "image": image, "label": label, "group": label * len(image_ids) + image}
     known = (image >= 0) & (label >= 0)
@@ -125,10 +119,7 @@ def _order(values: np.ndarray) -> np.ndarray:
 
 
 def _falling(scores: np.ndarray) -> np.ndarray:
-    """Stable argsort downwards.
-
-    NumPy's fast sort of floats is not stable, so equal scores are put in order afterwards.
-    """
+    """Stable argsort downwards: NumPy's fast sort of floats is not stable, equal scores are put in order afterwards."""
     order = np.argsort(-scores)
     same = np.diff(scores[order]) == 0
     tied = np.flatnonzero(np.append(same, False) | np.append(False, same))

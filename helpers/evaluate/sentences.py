@@ -1,10 +1,9 @@
-"""What the evaluation says, in sentences: every number and every conclusion is computed. Markdown; names are
-escaped.
-"""
+"""What the evaluation says, in sentences: each number and conclusion is computed. Markdown; names are escaped."""
 
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -15,48 +14,45 @@ from helpers.evaluate.curves import Operating, most_confused
 from helpers.metrics import Detections
 
 UNTRAINED = 0.01  # an AP below it is that of a detector that has learnt nothing
-FEW = 20  # objects: the AP of a class with fewer says little
+FEW = 20  # objects: the AP of a class with fewer, or the recall of a group, says little
+
+
+def escaped(text: str) -> str:
+    """A name comes from a file: no HTML and no Markdown of its own."""
+    return re.sub(r"([\\`*_\[\]])", r"\\\1", html.escape(text))
 
 
 def boxes(name: str, detections: Sequence[dict], gt: dict) -> str:
     """How many boxes a checkpoint gives, and how many of them it believes in."""
     photos, given = len(gt["images"]), Detections.of(detections)
     if not len(given):
-        return f"Checkpoint {html.escape(name)} gives no box at all."
+        return f"Checkpoint {escaped(name)} gives no box at all."
     without = photos - len(np.unique(given.image_id))
     none = f"; {without:,} of {photos:,} photos have none" if without else ""
     return (
-        f"Checkpoint {html.escape(name)} gives {len(given) / max(photos, 1):.1f} boxes a photo{none}. Half of "
-        f"them have a "
+        f"Checkpoint {escaped(name)} gives {len(given) / max(photos, 1):.1f} boxes a photo{none}. Half of them have a "
         f"score under {np.median(given.score):.2f}, and {(given.score >= 0.5).mean():.0%} have 0.5 or more."
     )
 
 
 def agreement(reference: dict, result: Result) -> str:
     """How far the two engines are apart: ``reference`` is pycocotools' ``coco_metrics``."""
-    apart = max(abs(value - result.stats[name]) for name, value in reference["stats"].items())
+    stats, classes = reference["stats"], len(reference["per_class"])
+    apart = max(abs(value - result.stats[name]) for name, value in stats.items())
     same = "they agree to the last bit" if not apart else f"they differ by up to {apart:.1e}"
-    return (
-        f"{len(reference['stats'])} numbers and a table of {len(reference['per_class'])} classes from two "
-        f"programs: {same}."
-    )
+    return f"{len(stats)} numbers and a table of {classes} classes from two programs: {same}."
 
 
 def collapse(start: Result, result: Result) -> str:
-    """Why the result cannot be right, or an empty string: a trained AP near zero from a start that could already
-    detect.
-    """
+    """Why the result cannot be right: a trained AP near zero from a start that could detect; empty where it can."""
     before, after = start.stats["mAP"], result.stats["mAP"]
     if not before >= UNTRAINED > after:
         return ""
     return (
-        f"mAP fell from {before:.3f} to {after:.4f}: that is an all but untrained detector, not a bad one. The "
-        f"usual causes are "
-        "class indices that do not belong to the categories (02: the encode and decode check), boxes relative to "
-        "the padded batch "
-        "instead of the photo, a class head that was newly initialised and hardly trained (class_head=reset, "
-        "lr_head), and a "
-        "learning rate that destroys the pretrained weights (lr; see losses.csv)."
+        f"mAP fell from {before:.3f} to {after:.4f}: that is an all but untrained detector, not a bad one. The usual "
+        "causes are class indices that do not belong to the categories (02: the encode and decode check), boxes "
+        "relative to the padded batch instead of the photo, a class head that was newly initialised and hardly trained "
+        "(class_head=reset, lr_head), and a learning rate that destroys the pretrained weights (lr; see losses.csv)."
     )
 
 
@@ -65,7 +61,7 @@ def headline(start: Result, result: Result) -> str:
     if result.stats["mAP"] < 0:
         return "These photos have **no ground truth**, so nothing can be said about the detector."
     after = f"**mAP {result.stats['mAP']:.3f}**{_range(result.interval('mAP'))} and mAP50 {result.stats['mAP50']:.3f}"
-    name = html.escape(result.name)
+    name = escaped(result.name)
     if not result.detections:
         return f"Checkpoint {name} made **no detections at all**: {after}."
     if start is result:
@@ -73,11 +69,8 @@ def headline(start: Result, result: Result) -> str:
     gain = difference(start, result, "mAP")
     if not gain["value"]:
         return f"Checkpoint {name} has {after}, exactly as the start has."
-    verdict = (
-        "the paired bootstrap finds the difference significant"
-        if gain["significant"]
-        else "a difference that may be chance in so few photos"
-    )
+    certain = "the paired bootstrap finds the difference significant"
+    verdict = certain if gain["significant"] else "a difference that may be chance in so few photos"
     return (
         f"Checkpoint {name} has {after}; the start had mAP {start.stats['mAP']:.3f}. Training changed mAP by "
         f"**{gain['value']:+.3f}**{_range(gain['interval'], '+.3f')}: {verdict}."
@@ -95,8 +88,7 @@ def by_size(result: Result, gt: dict) -> str:
     best, worst = max(known, key=known.get), min(known, key=known.get)
     return (
         f"AP is highest for **{best}** objects ({known[best]:.3f}, {counts[best]:,} objects) and lowest for "
-        f"**{worst}** ones "
-        f"({known[worst]:.3f}, {counts[worst]:,} of all {counts['all']:,}).{text}"
+        f"**{worst}** ones ({known[worst]:.3f}, {counts[worst]:,} of all {counts['all']:,}).{text}"
     )
 
 
@@ -104,29 +96,22 @@ def classes(table: pd.DataFrame) -> str:
     """Best and worst class, and how certain their order is; ``table`` of ``per_class_table``."""
     known = table[table["AP"] >= 0]
     enough = known[known["instances"] >= FEW].sort_values("AP", ascending=False)
-    text = ""
-    if len(known) < len(table):
-        text += f" Classes without ground truth ({len(table) - len(known)} of {len(table)}) count nowhere."
-    if len(enough) < len(known):
-        text += (
-            f" Classes with fewer than {FEW} objects ({len(known) - len(enough)} of {len(known)}) are too rare "
-            f"for this "
-            "comparison."
-        )
+    nowhere, rare, text = len(table) - len(known), len(known) - len(enough), ""
+    if nowhere:
+        text += f" Classes without ground truth ({nowhere} of {len(table)}) count nowhere."
+    if rare:
+        text += f" Classes with fewer than {FEW} objects ({rare} of {len(known)}) are too rare for this comparison."
     if not len(known) or known["AP"].max() <= 0:
         return "No class is detected at all." + text
     if len(enough) < 2:
         return "There are no two classes to compare." + text
     best, worst = enough.iloc[0], enough.iloc[-1]
-    overlap = worst["AP_high"] >= best["AP_low"]
-    order = (
-        "their intervals overlap, so another sample could turn the order round"
-        if overlap
-        else "their intervals do not overlap"
-    )
+    order = "their intervals do not overlap"
+    if worst["AP_high"] >= best["AP_low"]:
+        order = "their intervals overlap, so another sample could turn the order round"
     return (
-        f"Best is **{html.escape(best['class'])}** (AP {best['AP']:.3f}, {best['instances']:,} objects), worst "
-        f"**{html.escape(worst['class'])}** ({worst['AP']:.3f}, {worst['instances']:,} objects); {order}." + text
+        f"Best is **{escaped(best['class'])}** (AP {best['AP']:.3f}, {best['instances']:,} objects), worst "
+        f"**{escaped(worst['class'])}** ({worst['AP']:.3f}, {worst['instances']:,} objects); {order}." + text
     )
 
 
@@ -140,10 +125,9 @@ def curve_ends(result: Result) -> str:
         return "There are too few objects of any class to say where a curve ends."
     first = enough[(found[enough] / objects[enough]).argmin()]
     return (
-        f"Down to the weakest box, {found.sum() / objects.sum():.0%} of all objects are found at IoU 0.5. The "
-        f"curve that ends "
-        f"first is that of **{html.escape(matches.classes[first])}**: {1 - found[first] / objects[first]:.0%} of its "
-        f"{objects[first]:,} objects are found at no score."
+        f"Down to the weakest box, {found.sum() / objects.sum():.0%} of all objects are found at IoU 0.5. The curve "
+        f"that ends first is that of **{escaped(matches.classes[first])}**: "
+        f"{1 - found[first] / objects[first]:.0%} of its {objects[first]:,} objects are found at no score."
     )
 
 
@@ -156,13 +140,11 @@ def threshold(curves: pd.DataFrame, best: Operating) -> str:
     half = curves.iloc[int(np.argmin(np.abs(curves["threshold"] - 0.5)))]
     text = (
         f"F1 is best (**{best.f1:.2f}**) when boxes with a score of **{best.threshold:.2f}** or more are shown: "
-        f"{best.precision:.0%} of them are right, and {best.recall:.0%} of the objects are found. "
+        f"{best.precision:.0%} of them are right, and {best.recall:.0%} of the objects are found. The customary 0.50 "
     )
     if np.isnan(half["precision"]):
-        return text + "At the customary 0.50 nothing would be shown."
-    return (
-        text + f"The customary 0.50 would give F1 {half['F1']:.2f} ({half['precision']:.0%} and {half['recall']:.0%})."
-    )
+        return text.replace("The customary", "At the customary") + "nothing would be shown."
+    return text + f"would give F1 {half['F1']:.2f} ({half['precision']:.0%} and {half['recall']:.0%})."
 
 
 def class_thresholds(table: pd.DataFrame, best: Operating) -> str:
@@ -173,10 +155,9 @@ def class_thresholds(table: pd.DataFrame, best: Operating) -> str:
     low, high = known.loc[known["best_threshold"].idxmin()], known.loc[known["best_threshold"].idxmax()]
     near = int(((known["best_threshold"] - best.threshold).abs() <= 0.05).sum())
     return (
-        f"The best thresholds go from {low['best_threshold']:.2f} (**{html.escape(low['class'])}**) to "
-        f"{high['best_threshold']:.2f} (**{html.escape(high['class'])}**); {near} of {len(known)} classes are "
-        f"within 0.05 of "
-        f"the common {best.threshold:.2f}."
+        f"The best thresholds go from {low['best_threshold']:.2f} (**{escaped(low['class'])}**) to "
+        f"{high['best_threshold']:.2f} (**{escaped(high['class'])}**); {near} of {len(known)} classes are within 0.05 "
+        f"of the common {best.threshold:.2f}."
     )
 
 
@@ -188,16 +169,13 @@ def calibration(bins: pd.DataFrame, error: float) -> str:
     gap = float(((bins["confidence"] - bins["accuracy"]) * bins["count"]).sum() / count)
     lowest = bins["count"].iloc[0] / count
     lean = "about right" if abs(gap) < 0.01 else "too confident" if gap > 0 else "too modest"
-    confident = bins[bins["low"] >= 0.49]
-    text = (
-        f"The expected calibration error is **{error:.3f}**; on average scores are {lean} (mean score minus accuracy "
-        f"{gap:+.3f})."
-    )
+    text = f"The expected calibration error is **{error:.3f}**; on average scores are {lean} "
+    text += f"(mean score minus accuracy {gap:+.3f})."
     if lowest > 0.5:
         text += f" {lowest:.0%} of all detections have a score under {bins['high'].iloc[0]:.1f} and dominate that mean."
-    if confident["count"].sum():
-        right = (confident["accuracy"] * confident["count"]).sum() / confident["count"].sum()
-        score = (confident["confidence"] * confident["count"]).sum() / confident["count"].sum()
+    confident = bins[bins["low"] >= 0.49]
+    if many := confident["count"].sum():
+        right, score = ((confident[name] * confident["count"]).sum() / many for name in ("accuracy", "confidence"))
         text += f" Detections with 0.5 or more say {score:.2f} and are right in {right:.0%}."
     return text
 
@@ -211,26 +189,23 @@ def confusions(matrix: pd.DataFrame) -> str:
     truth, predicted, times = most_confused(matrix)
     wrong_class, missed, background = counts[:-1, :-1].sum() - right, counts[:-1, -1].sum(), counts[-1].sum()
     text = (
-        f"Of {objects:,} objects {right / objects:.0%} are found with the right class, "
-        f"{wrong_class / objects:.0%} with a wrong "
-        f"one and {missed / objects:.0%} are missed; {background:,} boxes are on background."
+        f"Of {objects:,} objects {right / objects:.0%} are found with the right class, {wrong_class / objects:.0%} "
+        f"with a wrong one and {missed / objects:.0%} are missed; {background:,} boxes are on background."
     )
     if times:
         often = "once" if times == 1 else f"{times:,} times"
-        text += f" Most often **{html.escape(truth)}** is taken for **{html.escape(predicted)}** ({often})."
+        text += f" Most often **{escaped(truth)}** is taken for **{escaped(predicted)}** ({often})."
     return text
 
 
 def photos(table: pd.DataFrame) -> str:
-    """How even the quality is over photos; ``table`` of ``photo_scores``."""
-    with_objects = table[table["objects"] > 0]
-    if not len(with_objects):
+    """How even the quality is over photos; ``table`` of ``photo_table``."""
+    f1 = table.loc[table["objects"] > 0, "f1"]
+    if not len(f1):
         return "No photo has an object to be found."
-    perfect, hopeless = (int((with_objects["F1"] == value).sum()) for value in (1, 0))
     return (
-        f"Half of the {len(with_objects):,} photos with objects have an F1 of {with_objects['F1'].median():.2f} "
-        f"or more; in "
-        f"{perfect:,} everything is right, in {hopeless:,} nothing is."
+        f"Half of the {len(f1):,} photos with objects have an F1 of {f1.median():.2f} or more; in {(f1 == 1).sum():,} "
+        f"everything is right, in {(f1 == 0).sum():,} nothing is."
     )
 
 
@@ -242,8 +217,7 @@ def other_runs(results: list[Result], base: Result) -> str:
     better, worse = (sum(gain["significant"] and sign * gain["value"] > 0 for gain in gains) for sign in (1, -1))
     return (
         f"{len(gains)} other checkpoint{'s' * (len(gains) > 1)}: {better} significantly better than "
-        f"{html.escape(base.name)}, "
-        f"{worse} significantly worse, {len(gains) - better - worse} that cannot be told from it."
+        f"{escaped(base.name)}, {worse} significantly worse, {len(gains) - better - worse} that cannot be told from it."
     )
 
 
@@ -251,23 +225,20 @@ def pair(a: Result, b: Result) -> str:
     """Which of two checkpoints is the better one, if that can be said."""
     gain = difference(a, b, "mAP")
     if gain["interval"] is None or not gain["value"]:
-        return f"Nothing tells {html.escape(a.name)} and {html.escape(b.name)} apart."
+        return f"Nothing tells {escaped(a.name)} and {escaped(b.name)} apart."
     first, second = (b, a) if gain["value"] > 0 else (a, b)
-    verdict = "significant" if gain["significant"] else "within what chance can do"
     return (
-        f"**{html.escape(first.name)}** has {abs(gain['value']):.3f} mAP more than {html.escape(second.name)}: "
-        f"{verdict} by the "
-        "paired bootstrap."
+        f"**{escaped(first.name)}** has {abs(gain['value']):.3f} mAP more than {escaped(second.name)}: "
+        f"{'significant' if gain['significant'] else 'within what chance can do'} by the paired bootstrap."
     )
 
 
 def learnt(start: Result, result: Result, parts: list[str], cost: str) -> str:
     """The closing words: the headline, the sentences of the sections, and what to read next, as a list."""
-    short = result.stats["mAP50"] - result.stats["mAP75"]
+    loose = "boxes are found but not tight; " if result.stats["mAP50"] - result.stats["mAP75"] > 0.25 else ""
     next_ = (
-        f"mAP50 is {result.stats['mAP50']:.3f} and mAP75 {result.stats['mAP75']:.3f}: "
-        + ("boxes are found but not tight; " if short > 0.25 else "")
-        + "05 says which errors that is, and what would gain most."
+        f"mAP50 is {result.stats['mAP50']:.3f} and mAP75 {result.stats['mAP75']:.3f}: {loose}05 says which errors that "
+        "is, and what would gain most."
     )
     return "\n".join(f"- {line}" for line in [headline(start, result), *parts, cost, next_])
 

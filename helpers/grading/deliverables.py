@@ -11,14 +11,14 @@ from helpers import cli
 from helpers.config import Config
 from helpers.files import ROOT, write_json
 from helpers.grading import checks
-from helpers.grading.validate import Invalid
+from helpers.grading.readers import Invalid
 
 
 class Deliverable(NamedTuple):
     name: str
     path: Path
     made_by: str  # a notebook's number, or "report"
-    check: Callable[[Config, Path], None]  # raises validate.Invalid
+    check: Callable[[Config, Path], None]  # raises readers.Invalid
 
 
 def deliverables(cfg: Config) -> list[Deliverable]:
@@ -47,7 +47,7 @@ def deliverables(cfg: Config) -> list[Deliverable]:
         Deliverable("error summary", errors / "tide.json", "05", checks.tide),
         Deliverable("error table", errors / "errors.csv", "05", checks.errors_csv),
         Deliverable("error pictures", errors, "05", checks.error_pictures),
-        Deliverable("executed notebooks", out / "notebooks", "", checks.notebooks),
+        Deliverable("executed notebooks", out / "notebooks", "", checks.executed),
         Deliverable("report", out / "report", "report", checks.report),
     ]
     return [row for row in rows if cfg.profile or cfg.profile_only or row.name != "profile"]
@@ -56,43 +56,28 @@ def deliverables(cfg: Config) -> list[Deliverable]:
 def check_all(cfg: Config) -> list[dict]:
     """A row per deliverable: name, path, exists, valid, reason (empty when valid), command."""
     rows = []
-    for item in deliverables(cfg):
-        exists = item.path.exists()
-        reason = _reason(item, cfg) if exists else f"{item.path.name} is missing"
-        base = ROOT if item.path.is_relative_to(ROOT) else cfg.output_dir.parent  # no home folder in the file
-        path = item.path.relative_to(base) if item.path.is_relative_to(base) else item.path.name
-        rows.append(
-            {
-                "name": item.name,
-                "path": str(path),
-                "exists": exists,
-                "valid": not reason,
-                "reason": reason,
-                "command": _command(cfg, item.made_by),
-            }
-        )
+    for name, path, made_by, check in deliverables(cfg):
+        exists = path.exists()
+        reason = _reason(check, cfg, path) if exists else f"{path.name} is missing"
+        base = ROOT if path.is_relative_to(ROOT) else cfg.output_dir.parent  # no home folder in the file
+        shown = str(path.relative_to(base)) if path.is_relative_to(base) else path.name
+        row = {"name": name, "path": shown, "exists": exists, "valid": not reason, "reason": reason}
+        rows.append({**row, "command": _command(cfg, made_by)})
     return rows
 
 
 def grade(cfg: Config) -> list[dict]:
     """:func:`check_all`, written to grading.json as well."""
     rows = check_all(cfg)
-    write_json(
-        cfg.output_dir / "grading.json",
-        {
-            "run": cfg.run_name,
-            "preset": cfg.preset,
-            "deliverables": rows,
-            "valid": sum(row["valid"] for row in rows),
-            "of": len(rows),
-        },
-    )
+    counts = {"valid": sum(row["valid"] for row in rows), "of": len(rows)}
+    document = {"run": cfg.run_name, "preset": cfg.preset, "deliverables": rows, **counts}
+    write_json(cfg.output_dir / "grading.json", document)
     return rows
 
 
-def _reason(item: Deliverable, cfg: Config) -> str:
+def _reason(check: Callable[[Config, Path], None], cfg: Config, path: Path) -> str:
     try:
-        item.check(cfg, item.path)
+        check(cfg, path)
         return ""
     except Invalid as error:
         return str(error)

@@ -1,4 +1,4 @@
-"""One photo with its boxes as a picture: red dashed boxes are predicted, green solid ones are the ground truth."""
+"""The painter of boxes: solid green is the truth, dashed red is predicted; they can be told apart without colour."""
 
 from __future__ import annotations
 
@@ -11,21 +11,29 @@ import numpy as np
 import pandas as pd
 from PIL import Image, ImageDraw, ImageFont
 
-from helpers.boxes import xywh_to_xyxy
+from helpers.boxes import intersection, xywh_to_xyxy
 from helpers.dataset import read_image
 from helpers.index import CocoIndex
-
-PREDICTED, TRUTH = (205, 0, 0), (0, 128, 60)
+from helpers.pictures.colours import PREDICTED, TRUTH
 
 
 @dataclass(frozen=True)
 class Box:
-    """A box of the picture; ``xyxy`` in the photo's pixels."""
+    """A box of the picture; ``xyxy`` in the photo's pixels. Where ``text`` is empty it has no label."""
 
     xyxy: tuple[float, float, float, float]
     text: str
-    predicted: bool
+    predicted: bool = False
     width: int = 2
+
+    @classmethod
+    def of(cls, bbox, *rest) -> Box:
+        """From COCO's ``bbox``, the rest as it is."""
+        return cls(tuple(xywh_to_xyxy(np.asarray(bbox, dtype=float)).tolist()), *rest)
+
+    @property
+    def colour(self) -> str:
+        return PREDICTED if self.predicted else TRUTH
 
 
 def visible_boxes(
@@ -37,7 +45,8 @@ def visible_boxes(
     classes: list[str] | None = None,
     errors: pd.DataFrame | None = None,
 ) -> list[Box]:
-    """What :func:`draw` puts on image ``i``: its ground truth, and predictions with ``score >= threshold``.
+    """Boxes of image ``i``: its ground truth (crowd regions thin), and ``detections`` (COCO results; those of other
+    photos are left out) with ``score >= threshold``.
 
     ``classes`` (names) keeps only these. With ``errors`` (rows of ``error_table``) the predictions are only the false
     ones, their label says why, and what was missed is drawn thick.
@@ -49,18 +58,15 @@ def visible_boxes(
         name, lost = index.classes[index.labels[row]], index.annotation_ids[row] in missed
         text = f"crowd of {name}" if index.iscrowd[row] else f"missed: {name}" if lost else name
         if name in wanted:
-            boxes.append(Box(_xyxy(index.bbox[row]), text, False, 4 if lost else 1 if index.iscrowd[row] else 2))
+            boxes.append(Box.of(index.bbox[row], text, False, 4 if lost else 1 if index.iscrowd[row] else 2))
     if errors is not None:
         return boxes + _false_predictions(errors[errors["image_id"] == index.image_ids[i]], threshold, wanted)
     name_of = {category: name for category, name in zip(index.category_ids, index.classes) if name in wanted}
-    rows = [
-        d
-        for d in detections
-        if d["image_id"] == index.image_ids[i] and d["score"] >= threshold and d["category_id"] in name_of
-    ]
+    rows = [d for d in detections if d["image_id"] == index.image_ids[i] and d["score"] >= threshold]
     return boxes + [
-        Box(_xyxy(d["bbox"]), f"{name_of[d['category_id']]} {d['score']:.2f}", True)
+        Box.of(d["bbox"], f"{name_of[d['category_id']]} {d['score']:.2f}", True)
         for d in sorted(rows, key=lambda d: d["score"])
+        if d["category_id"] in name_of
     ]
 
 
@@ -69,108 +75,97 @@ def _false_predictions(errors: pd.DataFrame, threshold: float, wanted: set[str])
     errors = errors[(errors["type"] != "missed") & (errors["score"] >= threshold)]
     errors = errors[errors["predicted_class"].isin(wanted) | errors["class"].isin(wanted)].sort_values("score")
     return [
-        Box(_xyxy(bbox), f"{kind}: {name} {score:.2f}", True)
-        for kind, name, score, bbox in zip(
-            errors["type"],
-            errors["predicted_class"],
-            errors["score"],
-            errors[["x", "y", "w", "h"]].to_numpy(dtype=float),
-        )
+        Box.of([row[side] for side in "xywh"], f"{row['type']}: {row['predicted_class']} {row['score']:.2f}", True)
+        for row in errors.to_dict("records")
     ]
 
 
-def draw(
-    index: CocoIndex,
-    i: int,
-    detections: list[dict],
-    threshold: float,
-    show_truth: bool = True,
-    classes: list[str] | None = None,
-    errors: pd.DataFrame | None = None,
-    max_side: int = 640,
-) -> bytes:
-    """Image ``i`` with its boxes as JPEG, longest side ``max_side`` pixels at most (small photos are doubled at most).
+def draw(index: CocoIndex, i: int, detections: list[dict], threshold: float, max_side: int = 640, **which) -> bytes:
+    """Image ``i`` with its :func:`visible_boxes` (``which``: the rest of its arguments) as JPEG, see :func:`show`."""
+    return jpeg(show(index, i, visible_boxes(index, i, detections, threshold, **which), max_side))
 
-    ``detections``: COCO results, those of other photos are left out; the rest as in :func:`visible_boxes`. A photo that
-    cannot be read gives a grey picture that says so.
+
+def show(index: CocoIndex, i: int, boxes: list[Box], side: int = 640, region=None, font_size: int = 13) -> Image.Image:
+    """Image ``i``, or its ``region``, painted; a whole photo is doubled at most. One that cannot be read gives a grey
+    picture that says so.
     """
-    return picture(index, i, visible_boxes(index, i, detections, threshold, show_truth, classes, errors), max_side)
-
-
-def picture(index: CocoIndex, i: int, boxes: list[Box], max_side: int = 640) -> bytes:
-    """Image ``i`` with ``boxes``, as JPEG."""
     height, width = int(index.heights[i]), int(index.widths[i])
-    factor = min(max_side / max(height, width), 2.0)
-    size = max(1, round(width * factor)), max(1, round(height * factor))
+    side = side if region else min(side, 2 * max(height, width))
     try:
-        image = Image.fromarray(read_image(index.path(i), height, width)).resize(size, Image.BILINEAR)
+        photo = Image.fromarray(read_image(index.path(i), height, width))
     except OSError as error:
-        return message(f"This photo cannot be shown: {error}", size)
+        return message(f"This photo cannot be shown: {error}", _size(region or (0, 0, width, height), side))
+    return paint(photo, boxes, side, region, font_size)
+
+
+def paint(photo: Image.Image, boxes: list[Box], side: int, region=None, font_size: int = 13) -> Image.Image:
+    """``photo``, or its ``region`` (left, top, right, bottom), with ``boxes``, the longest side ``side`` pixels.
+
+    Boxes end at the photo's edges. Labels stay inside and hide no other: the thick boxes' come first, then those that
+    were given last; a box whose label finds no place stays without one, as half a name helps nobody.
+    """
+    region = region or (0, 0, *photo.size)
+    image = photo.convert("RGB").resize(_size(region, side), Image.Resampling.BICUBIC, box=region)
+    origin, end, edge = np.array(region[:2] * 2), np.array(region[2:] * 2), np.array(photo.size * 2)
+    factor = (np.array(image.size * 2) - 1) / (end - origin)  # the last pixel of the photo is that of the picture
+    corners = [((np.clip(box.xyxy, 0, edge) - origin) * factor).tolist() for box in boxes]
+    corners = [(x0, y0, max(x0, x1), max(y0, y1)) for x0, y0, x1, y1 in corners]
     canvas = ImageDraw.Draw(image)
-    limit = np.array([size[0] - 1, size[1] - 1] * 2)
-    corners = [np.clip(np.array(box.xyxy) * factor, 0, limit) for box in boxes]
     for box, at in zip(boxes, corners):
-        _rectangle(canvas, at.tolist(), box)
-    font, taken = _font(13 if len(boxes) <= 30 else 11), []
+        _rectangle(canvas, at, box)
+    font, taken = font_of(font_size if len(boxes) <= 30 else min(font_size, 11)), []
     for box, at in sorted(zip(reversed(boxes), reversed(corners)), key=lambda pair: pair[0].width, reverse=True):
-        _label(
-            canvas, at.tolist(), box, font, size, taken
-        )  # what was missed first, then the most confident predictions
-    return _jpeg(image)
+        if box.text:
+            _label(canvas, at, box, font, image.size, taken)
+    return image
 
 
-def message(text: str, size: tuple[int, int] = (640, 480)) -> bytes:
-    """A grey picture with a sentence, as JPEG."""
+def _size(region: tuple, side: int) -> tuple[int, int]:
+    width, height = region[2] - region[0], region[3] - region[1]
+    return tuple(max(1, round(length * side / max(width, height))) for length in (width, height))
+
+
+def message(text: str, size: tuple[int, int] = (640, 480)) -> Image.Image:
+    """A grey picture with a sentence."""
     image = Image.new("RGB", size, (120, 120, 120))
     lines = [text[k : k + max(size[0] // 9, 8)] for k in range(0, min(len(text), 600), max(size[0] // 9, 8))]
-    ImageDraw.Draw(image).multiline_text((8, 8), "\n".join(lines), fill="white", font=_font(13))
-    return _jpeg(image)
+    ImageDraw.Draw(image).multiline_text((8, 8), "\n".join(lines), fill="white", font=font_of(13))
+    return image
 
 
-def _jpeg(image: Image.Image) -> bytes:
+def jpeg(image: Image.Image, quality: int = 88) -> bytes:
     buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=88)
+    image.save(buffer, "JPEG", quality=quality, optimize=True)
     return buffer.getvalue()
 
 
-def _xyxy(bbox) -> tuple[float, ...]:
-    return tuple(xywh_to_xyxy(np.asarray(bbox, dtype=float)).tolist())
-
-
-@functools.lru_cache(maxsize=4)
-def _font(size: int) -> ImageFont.FreeTypeFont:
+@functools.lru_cache(maxsize=8)
+def font_of(size: int) -> ImageFont.FreeTypeFont:
     import matplotlib  # its DejaVu Sans knows more letters than Pillow's own font
 
     return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", size)
 
 
-def _rectangle(canvas: ImageDraw.ImageDraw, xyxy: list[float], box: Box) -> None:
-    """Solid green for the truth; red dashes on a thin white line for a prediction, to be told apart without colour."""
+def _rectangle(canvas: ImageDraw.ImageDraw, xyxy: tuple, box: Box) -> None:
+    """Solid for the truth; dashes on a thin white line for a prediction."""
     if not box.predicted:
-        canvas.rectangle(xyxy, outline=TRUTH, width=box.width)
+        canvas.rectangle(xyxy, outline=box.colour, width=box.width)
         return
     x0, y0, x1, y1 = xyxy
     canvas.rectangle(xyxy, outline="white", width=1)
-    for start, stop, fixed, across in (
-        (x0, x1, y0, False),
-        (x0, x1, y1, False),
-        (y0, y1, x0, True),
-        (y0, y1, x1, True),
-    ):
-        for at in np.arange(start, stop, 11.0):
-            end = min(at + 7.0, stop)
-            canvas.line((fixed, at, fixed, end) if across else (at, fixed, end, fixed), fill=PREDICTED, width=box.width)
+    dash, step = 3 * box.width + 1, 4 * box.width + 3
+    for start, stop, sides, across in ((x0, x1, (y0, y1), False), (y0, y1, (x0, x1), True)):
+        for at in np.arange(start, max(stop, start + 1), step):
+            end = min(at + dash, stop)
+            for fixed in sides:
+                line = (fixed, at, fixed, end) if across else (at, fixed, end, fixed)
+                canvas.line(line, fill=box.colour, width=box.width)
 
 
-def _label(
-    canvas: ImageDraw.ImageDraw, xyxy: list[float], box: Box, font, size: tuple[int, int], taken: list[tuple]
-) -> None:
+def _label(canvas: ImageDraw.ImageDraw, xyxy: tuple, box: Box, font, size: tuple[int, int], taken: list[tuple]) -> None:
     """Write the text on a filled rectangle inside the picture, at the box's corner that hides the least of the labels
-    ``taken``.
-
-    Where every place would hide another label the box stays without one: half a name helps nobody.
-    """
-    text = _plain(box.text)
+    ``taken``."""
+    text = one_line(box.text, 36)
     width, height = font.getlength(text) + 6, font.size + 5
     x0, y0, x1, y1 = xyxy
     above, below = [(x0, y0 - height), (x1 - width, y0 - height)], [(x0, y1), (x1 - width, y1)]
@@ -179,22 +174,16 @@ def _label(
         (min(max(x, 0), max(size[0] - width - 1, 0)), min(max(y, 0), max(size[1] - height - 1, 0)))
         for x, y in (above + below if box.predicted else below + above) + inside
     ]
-    hidden = _overlaps(np.array([(x, y, x + width, y + height) for x, y in places]), np.array(taken).reshape(-1, 4))
+    places_xyxy = np.array([(x, y, x + width, y + height) for x, y in places])
+    hidden = intersection(places_xyxy, np.array(taken).reshape(-1, 4)).sum(axis=1)
     if hidden.min() <= 0.15 * width * height:
         x, y = places[int(hidden.argmin())]
         taken.append((x, y, x + width, y + height))
-        canvas.rectangle(taken[-1], fill=PREDICTED if box.predicted else TRUTH)
+        canvas.rectangle(taken[-1], fill=box.colour)
         canvas.text((x + 3, y + 1), text, fill="white", font=font)
 
 
-def _overlaps(a_xyxy: np.ndarray, b_xyxy: np.ndarray) -> np.ndarray:
-    """How much of each rectangle of [n, 4] those of [m, 4] cover together, in square pixels, [n]."""
-    top_left = np.maximum(a_xyxy[:, None, :2], b_xyxy[None, :, :2])  # [n, m, 2]
-    bottom_right = np.minimum(a_xyxy[:, None, 2:], b_xyxy[None, :, 2:])
-    return np.clip(bottom_right - top_left, 0, None).prod(axis=2).sum(axis=1)
-
-
-def _plain(text: str) -> str:
+def one_line(text: str, most: int) -> str:
     """One short line without control characters: a class name comes from a file."""
     text = "".join(c if c.isprintable() else " " for c in text)
-    return text if len(text) <= 36 else text[:35] + "…"
+    return text if len(text) <= most else text[: most - 1] + "…"

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
+from helpers.pictures import draw
+
 KEEP_BYTES = 250_000  # a PNG up to this size stays as it is: a figure's lines are sharper than in a JPEG
 
 
@@ -23,9 +25,7 @@ def jpeg(image: Image.Image, side: int, quality: int = 80) -> str:
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     image = image.convert("RGB")
     image.thumbnail((side, side), Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=quality, optimize=True)
-    return data_uri(buffer.getvalue(), "jpeg")
+    return data_uri(draw.jpeg(image, quality), "jpeg")
 
 
 def picture(source: Path | bytes, side: int) -> str:

@@ -1,89 +1,86 @@
-"""Figures of notebooks 01 to 03. Each function returns a matplotlib figure and draws nothing to the screen."""
+"""Pictures side by side. Each function but :func:`tile` returns a matplotlib figure and draws nothing to the screen."""
 
 from __future__ import annotations
+
+import textwrap
 
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from PIL import Image, ImageDraw
 
-from helpers.dataset import read_image
 from helpers.index import CocoIndex
-from helpers.pictures.colours import GREY, TRUTH
+from helpers.pictures.charts import note
+from helpers.pictures.colours import GREY
+from helpers.pictures.draw import Box, font_of, paint, show, visible_boxes
+
+SIDE, LETTERS = 300, 10  # pixels of a photo's longest side, four in a line, and of its labels
 
 
-def _grid(n: int, columns: int = 4, size: float = 3.0):
-    rows = -(-n // columns)
-    figure = Figure(figsize=(columns * size, rows * size), layout="constrained")
-    axes = np.atleast_1d(figure.subplots(rows, columns)).ravel()
-    for axis in axes:
-        axis.axis("off")
-    return figure, axes
+def tile(picture: Image.Image, text: str, width: int, font_size: int = 12) -> Image.Image:
+    """``picture`` on white under ``text``, wrapped at ``width`` pixels; a line break in it stays."""
+    font, step = font_of(font_size), round(1.3 * font_size)
+    letters = int(11 * width / font.getlength("an example "))
+    lines = [part for line in text.splitlines() for part in textwrap.wrap(line, letters)]
+    canvas = Image.new("RGB", (max(picture.width, width), picture.height + step * len(lines) + 6), "white")
+    for i, line in enumerate(lines):
+        ImageDraw.Draw(canvas).text((2, 2 + step * i), line, fill="black", font=font)
+    canvas.paste(picture, (0, canvas.height - picture.height))
+    return canvas
 
 
-def show_boxes(
-    axis, image: np.ndarray, boxes_xyxy: np.ndarray, names: list[str], title: str = "", dashed: np.ndarray | None = None
-) -> None:
-    """Draw a photo with ground-truth boxes (pixels) and their class names; ``dashed`` marks crowd regions."""
-    axis.imshow(image)
-    axis.set_title(title, fontsize=9)
-    axis.axis("off")
-    for k, (x0, y0, x1, y1) in enumerate(boxes_xyxy):
-        style = "--" if dashed is not None and dashed[k] else "-"
-        axis.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, color=TRUTH, linewidth=1.6, linestyle=style))
-        above = y0 > 0.06 * image.shape[0]  # else the label would be cut off at the top
-        axis.text(
-            x0,
-            y0,
-            names[k],
-            fontsize=7,
-            color="white",
-            verticalalignment="bottom" if above else "top",
-            clip_on=True,
-            parse_math=False,
-            bbox={"facecolor": TRUTH, "pad": 0.8, "edgecolor": "none"},
-        )
+def sheet(tiles: list[Image.Image], columns: int, nothing: str = "There is no photo to show.") -> Figure:
+    """Tiles in lines, as one picture that fills a figure (an axes for each would take seconds to lay out)."""
+    if not tiles:
+        return note(nothing)
+    lines = [tiles[k : k + columns] for k in range(0, len(tiles), columns)]
+    width = max(tile.width for tile in tiles) + 6
+    heights = [max(tile.height for tile in line) + 10 for line in lines]
+    canvas = Image.new("RGB", (min(columns, len(tiles)) * width, sum(heights)), "white")
+    for r, line in enumerate(lines):
+        for c, tile in enumerate(line):
+            canvas.paste(tile, (c * width, sum(heights[:r])))
+    dpi = 110  # save_figure's: a pixel of the pictures is one of the file
+    figure = Figure(figsize=(canvas.width / dpi, canvas.height / dpi), dpi=dpi)
+    ax = figure.add_axes((0, 0, 1, 1))
+    ax.imshow(np.asarray(canvas))
+    ax.axis("off")
+    return figure
 
 
 def sample_grid(index: CocoIndex, n: int = 8, seed: int = 0) -> Figure:
-    """``n`` photos of a split, chosen by the seed, with their boxes; crowd regions dashed."""
+    """``n`` photos of a split, chosen by the seed, with their boxes; crowd regions have thin ones."""
     chosen = np.random.default_rng(seed).permutation(len(index))[:n]
-    figure, axes = _grid(len(chosen))
-    for axis, i in zip(axes, chosen):
-        rows = index.rows(i)
-        image = read_image(index.path(i), int(index.heights[i]), int(index.widths[i]))
-        names = [index.classes[label] for label in index.labels[rows]]
-        show_boxes(axis, image, index.boxes_xyxy[rows], names, f"image {index.image_ids[i]}", index.iscrowd[rows])
-    return figure
+    photos = [
+        (show(index, i, visible_boxes(index, i, [], 1.0), SIDE, font_size=LETTERS), index.image_ids[i]) for i in chosen
+    ]
+    return sheet([tile(photo, f"image {image_id}", SIDE) for photo, image_id in photos], columns=4)
 
 
 def batch_grid(images: np.ndarray, boxes_xyxy: list[np.ndarray], names: list[list[str]], titles: list[str]) -> Figure:
-    """A batch drawn back from its tensors: uint8 [B, H, W, 3] with padding, boxes in pixels of each photo without
-    padding.
-    """
-    figure, axes = _grid(len(images))
-    for axis, image, boxes, labels, title in zip(axes, images, boxes_xyxy, names, titles):
-        show_boxes(axis, image, boxes, labels, title)
-    return figure
+    """A batch drawn back from its tensors: uint8 [B, H, W, 3] with padding; boxes in pixels of each photo."""
+    return before_after(list(zip(images, boxes_xyxy, names)), titles)
+
+
+def before_after(pictures: list[tuple[np.ndarray, np.ndarray, list[str]]], titles: list[str]) -> Figure:
+    """Pictures side by side, or versions of one: (image, boxes_xyxy, class names) each."""
+    tiles = []
+    for (image, boxes, names), title in zip(pictures, titles):
+        boxes = [Box(tuple(xyxy), name) for xyxy, name in zip(boxes.tolist(), names)]
+        tiles.append(tile(paint(Image.fromarray(image), boxes, SIDE, font_size=LETTERS), title, SIDE))
+    return sheet(tiles, columns=4)
 
 
 def padding_mask(images: np.ndarray, masks: np.ndarray) -> Figure:
     """Photos of a batch as the model gets them, and beside each its mask: white is photo, black is padding."""
     n = min(3, len(images))
-    figure, axes = _grid(2 * n, columns=2 * n, size=2.2)
-    for k in range(n):
-        axes[2 * k].imshow(images[k])
-        axes[2 * k].set_title("pixel_values", fontsize=9)
-        axes[2 * k + 1].imshow(masks[k], cmap="gray", vmin=0, vmax=1)
-        axes[2 * k + 1].set_title("pixel_mask", fontsize=9)
-        axes[2 * k + 1].add_patch(
-            Rectangle((0, 0), 1, 1, transform=axes[2 * k + 1].transAxes, fill=False, color=GREY)
-        )  # white on white
-    return figure
-
-
-def before_after(pairs: list[tuple[np.ndarray, np.ndarray, list[str]]], titles: list[str]) -> Figure:
-    """Versions of one photo side by side: (image, boxes_xyxy, class names) each."""
-    figure, axes = _grid(len(pairs), columns=min(4, len(pairs)))
-    for axis, (image, boxes, names), title in zip(axes, pairs, titles):
-        show_boxes(axis, image, boxes, names, title)
+    figure = Figure(figsize=(2.2 * 2 * n, 2.2), layout="constrained")
+    axes = figure.subplots(1, 2 * n)
+    for photo, mask, left, right in zip(images, masks, axes[::2], axes[1::2]):
+        left.imshow(photo)
+        right.imshow(mask, cmap="gray", vmin=0, vmax=1)
+        right.add_patch(Rectangle((0, 0), 1, 1, transform=right.transAxes, fill=False, color=GREY))  # white on white
+        for axis, title in ((left, "pixel_values"), (right, "pixel_mask")):
+            axis.set_title(title, fontsize=9)
+            axis.axis("off")
     return figure

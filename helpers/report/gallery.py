@@ -28,22 +28,16 @@ def gallery(cfg: Config, side: int = 640) -> dict:
     ``truth`` rows ``[x, y, w, h, class index, crowd]`` and ``predicted`` rows ``[x, y, w, h, class index, score]``,
     most certain first. Raises UserError when 01 or 04 has not run, ValueError when what they wrote cannot be read.
     """
-    detections_file = require(cfg.run_dir / "detections_val2017.json", "04_evaluate")
+    detections = load_detections(require(cfg.run_dir / "detections_val2017.json", "04_evaluate"))
     index = open_split(cfg, "val2017")
-    predicted = _by_photo(load_detections(detections_file), index)
+    predicted = _by_photo(detections, index)
     chosen, rule = _choose(index, cfg.output_dir / "error_analysis" / "photos.csv")
-    photos = [
-        photo for i, why in chosen if (photo := _photo(index, i, why, predicted.get(int(index.image_ids[i]), []), side))
-    ]
+    photos = [_photo(index, i, why, predicted.get(int(index.image_ids[i]), []), side) for i, why in chosen.items()]
+    photos = [photo for photo in photos if photo]
     if not photos:
         raise UserError("No photo of the validation split can be read: see notebook 02_sanity.")
-    return {
-        "classes": list(index.classes),
-        "photos": photos,
-        "rule": rule,
-        "floor": FLOOR,
-        "threshold": _threshold(cfg.run_dir / "metrics.json"),
-    }
+    threshold = _threshold(cfg.run_dir / "metrics.json")
+    return {"classes": list(index.classes), "photos": photos, "rule": rule, "floor": FLOOR, "threshold": threshold}
 
 
 def _threshold(metrics_file: Path) -> float:
@@ -55,30 +49,22 @@ def _threshold(metrics_file: Path) -> float:
     return round(min(max(chosen, FLOOR), 0.95), 2)
 
 
-def _choose(index: CocoIndex, worst_file: Path) -> tuple[list[tuple[int, str]], str]:
+def _choose(index: CocoIndex, photos_file: Path) -> tuple[dict[int, str], str]:
     """Positions of the photos to carry, each with a remark, and the rule in words."""
     position = {int(image_id): i for i, image_id in enumerate(index.image_ids)}
     chosen: dict[int, str] = {}
     try:
-        table = (
-            pd.read_csv(worst_file)[["image_id", "false", "missed"]].iloc[::-1].astype(int)
-        )  # best first in the file
-        table = table[table["image_id"].isin(position.keys()) & (table["false"] + table["missed"] > 0)].head(
-            PHOTOS // 2
-        )
-        for row in table.to_dict("records"):
-            chosen[position[row["image_id"]]] = (
-                f"The error analysis counts {row['false']} false and {row['missed']} missed."
-            )
+        table = pd.read_csv(photos_file)[["image_id", "false", "missed"]].astype(int)[::-1]  # best first in the file
+        table = table[table["image_id"].isin(position.keys()) & (table["false"] + table["missed"] > 0)]
+        for image_id, false, missed in table.head(PHOTOS // 2).itertuples(index=False):
+            chosen[position[image_id]] = f"The error analysis counts {false} false and {missed} missed."
     except (OSError, ValueError, KeyError):
         pass  # 05 has not run: a regular selection alone
     worst = len(chosen)
-    for i in (
-        np.unique(np.linspace(0, len(index) - 1, min(PHOTOS - worst, len(index))).astype(int)) if len(index) else ()
-    ):
+    for i in np.linspace(0, len(index) - 1, min(PHOTOS - worst, len(index))).astype(int):
         chosen.setdefault(int(i), "")
     rest = f"{len(chosen) - worst} photos taken at regular steps from the {len(index)} of val2017"
-    return list(chosen.items()), f"the {worst} worst photos of the error analysis, then {rest}" if worst else rest
+    return chosen, f"the {worst} worst photos of the error analysis, then {rest}" if worst else rest
 
 
 def _by_photo(detections: list[dict], index: CocoIndex) -> dict[int, list[list]]:
@@ -86,11 +72,10 @@ def _by_photo(detections: list[dict], index: CocoIndex) -> dict[int, list[list]]
     rows: dict[int, list[list]] = {}
     try:
         for detection in detections:
-            if detection["score"] >= FLOOR and detection["category_id"] in class_index:
+            label, score = class_index.get(detection["category_id"]), round(float(detection["score"]), 4)
+            if detection["score"] >= FLOOR and label is not None:
                 box = [round(float(value), 1) for value in detection["bbox"]]
-                rows.setdefault(int(detection["image_id"]), []).append(
-                    [*box, class_index[detection["category_id"]], round(float(detection["score"]), 4)]
-                )
+                rows.setdefault(int(detection["image_id"]), []).append([*box, label, score])
     except (KeyError, TypeError) as error:
         raise ValueError(f"detections_val2017.json holds a record that is no detection ({error!r})") from None
     return {image_id: sorted(found, key=lambda row: -row[5])[:MOST] for image_id, found in rows.items()}
@@ -106,12 +91,5 @@ def _photo(index: CocoIndex, i: int, why: str, predicted: list[list], side: int)
         [*(round(float(value), 1) for value in index.bbox[row]), int(index.labels[row]), int(index.iscrowd[row])]
         for row in index.rows(i)
     ]
-    return {
-        "name": str(index.file_names[i]),
-        "why": why,
-        "width": width,
-        "height": height,
-        "picture": jpeg(image, side),
-        "truth": truth,
-        "predicted": predicted,
-    }
+    about = {"name": str(index.file_names[i]), "why": why, "width": width, "height": height}
+    return {**about, "picture": jpeg(image, side), "truth": truth, "predicted": predicted}

@@ -1,4 +1,4 @@
 from helpers.cli import command
-from helpers.run.notebooks import main
+from helpers.run.runner import main
 
 command(main)

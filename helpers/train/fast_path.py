@@ -15,10 +15,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from helpers.model import backbone_of
+from helpers.patches import loss_in_fp32
+from helpers.train.losses import batched_loss_for
 
 
 def take_fast_path(model: nn.Module) -> None:
-    """Fold the backbone's norms, and lay feature maps out channels-last.
+    """Fold the backbone's norms, lay feature maps out channels-last, and compute DETR's loss in batches.
 
     After ``freeze`` of ``helpers.model``, and on the device that computes; the backbone's norms must stay in evaluation
     mode.
@@ -26,6 +28,8 @@ def take_fast_path(model: nn.Module) -> None:
     keep_freed_memory()
     fold_norms(model)
     channels_last(model, weights=next(model.parameters()).is_cuda)
+    if loss := batched_loss_for(model):
+        model.loss_function = loss_in_fp32(loss)
 
 
 def keep_freed_memory() -> None:

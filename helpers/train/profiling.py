@@ -10,12 +10,14 @@ from pathlib import Path
 
 import pandas as pd
 import torch
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, schedule
 
 from helpers.config import Config
 from helpers.devices import named_range
 from helpers.engine import train_loader, train_step
 from helpers.files import save_figure, write_atomic, write_json
+from helpers.train.faults import explained
 from helpers.train.figures import step_breakdown
 from helpers.train.training import build
 
@@ -89,7 +91,7 @@ def _breakdown(averages, step_ms: float) -> pd.DataFrame:
     """
     ms = dict.fromkeys(RANGES, 0.0)
     for event in averages:
-        if event.key in ms:
+        if event.key in ms and event.device_type == DeviceType.CPU:  # a GPU has its own row of the same name
             ms[event.key] += event.cpu_time_total / 1e3 / ACTIVE
     ms["forward"] -= ms["loss and matcher"]
     ms["other"] = max(0.0, step_ms - sum(ms.values()))
@@ -98,13 +100,20 @@ def _breakdown(averages, step_ms: float) -> pd.DataFrame:
 
 
 def _operators(averages) -> pd.DataFrame:
+    """The ten operators that take most time: where a GPU computes, the time of the kernels that each started.
+
+    There the profiler lists kernels, copies and ranges once more beside the operators, and the processor's waits for
+    them: none of these is a row, so each kernel counts once.
+    """
+    on_gpu = any(event.device_type != DeviceType.CPU for event in averages)
     rows = [
         {
             "operator": e.key,
-            "self_ms": (e.self_device_time_total or e.self_cpu_time_total) / 1e3 / ACTIVE,
+            "self_ms": (e.self_device_time_total if on_gpu else e.self_cpu_time_total) / 1e3 / ACTIVE,
             "calls": e.count // ACTIVE,
         }
         for e in averages
-        if e.key not in RANGES and not e.key.startswith("ProfilerStep")
+        if e.device_type == DeviceType.CPU and e.key not in RANGES and not e.key.startswith("ProfilerStep")
     ]
-    return pd.DataFrame(rows).sort_values("self_ms", ascending=False).head(10).reset_index(drop=True)
+    table = pd.DataFrame(rows).query("self_ms > 0")
+    return table.sort_values("self_ms", ascending=False).head(10).reset_index(drop=True)

@@ -22,10 +22,12 @@ from mirror import Mirror
 from PIL import Image
 
 from helpers.config import load_config
-from helpers.download import coco, photos
+from helpers.download import coco, photos, reader
 from helpers.download import prepare as download
-from helpers.download.prepare import class_table, manifest_table, prepare
+from helpers.download.prepare import manifest_table, prepare
 from helpers.files import ROOT, UserError
+from helpers.index import index_file, open_split
+from helpers.sanity import class_table
 
 SPLITS = ("train2017", "val2017")
 TOP10 = ["person", "car", "traffic light", "handbag", "bottle", "cup", "bowl", "chair", "dining table", "book"]
@@ -310,17 +312,17 @@ def test_top_k_of_coco_itself():
     from coco_folder import coco_category_ids
 
     ids = coco_category_ids()
-    train = coco.Records(
-        categories=[{"id": key, "name": name} for name, key in ids.items()],
-        annotations=[{"category_id": ids[name], "iscrowd": 0} for name, n in published.items() for _ in range(n // 50)],
-    )
+    rows = np.zeros(sum(n // 50 for n in published.values()), reader.ROW)
+    rows["label"] = np.repeat([[*ids].index(name) for name in published], [n // 50 for n in published.values()])
+    train = coco.Records([{"id": key, "name": name} for name, key in ids.items()], [], [], rows, [])
     names = [category["name"] for category in coco.pick_classes(train, None, 10)]
     assert names == TOP10
 
 
 def test_crowds_stay_but_do_not_choose(coco_source, tmp_path):
     """Trap 7: crowd boxes must stay in the ground truth with `iscrowd` 1; a photo of crowds alone teaches nothing."""
-    manifest = prepare(folder_config(coco_source, tmp_path / "d", max_train_images=10_000, max_val_images=10_000))
+    config = folder_config(coco_source, tmp_path / "d", max_train_images=10_000, max_val_images=10_000)
+    manifest = prepare(config)
     for split in SPLITS:
         published = read(coco_source / "annotations" / f"instances_{split}.json")["annotations"]
         ours = [record for record in published if record["category_id"] in manifest["category_ids"]]
@@ -328,9 +330,10 @@ def test_crowds_stay_but_do_not_choose(coco_source, tmp_path):
         part = manifest["splits"][split]
         assert part["crowd"] == sum(record["iscrowd"] for record in ours if record["image_id"] in single) > 0
         assert part["images"] == part["eligible"] == len(single)
-        assert sum(part["instances"].values()) == part["annotations"] - part["crowd"]
     assert manifest_table(manifest).loc["val2017", "crowd"] == manifest["splits"]["val2017"]["crowd"]
-    assert class_table(manifest)["train2017"].sum() == sum(manifest["splits"]["train2017"]["instances"].values())
+    indices = {split: open_split(config, split) for split in SPLITS}
+    for split, part in manifest["splits"].items():
+        assert class_table(indices)[split].sum() == part["annotations"] - part["crowd"]
 
 
 def test_photo_with_nothing_but_a_crowd_is_not_chosen(tmp_path):
@@ -384,7 +387,10 @@ def test_another_request_rebuilds_the_folder(tmp_path):
     assert_whole(tmp_path / "d", tmp_path / "source", second)
 
 
-@pytest.mark.parametrize("damage", ["photo lost", "photo cut", "photo added", "annotations lost", "source edited"])
+@pytest.mark.parametrize(
+    "damage",
+    ["photo lost", "photo cut", "photo added", "annotations lost", "annotations edited", "index lost", "source edited"],
+)
 def test_damage_is_seen_and_mended(tmp_path, damage):
     source, data_dir = tmp_path / "source", tmp_path / "d"
     make_coco(source)
@@ -401,6 +407,11 @@ def test_damage_is_seen_and_mended(tmp_path, damage):
         photo.with_name("other.jpg").write_bytes(b"")
     elif damage == "annotations lost":
         (data_dir / "annotations" / "instances_val2017.json").unlink()
+    elif damage == "annotations edited":
+        file = data_dir / "annotations" / "instances_val2017.json"
+        file.write_bytes(file.read_bytes().replace(b'"id": 217', b'"id": 219'))
+    elif damage == "index lost":
+        index_file(data_dir / "annotations" / "instances_val2017.json").unlink()
     else:
         edit(source, lambda coco: coco["annotations"][0].update(area=7))
     assert_whole(data_dir, source, prepare(config))
@@ -606,7 +617,7 @@ def test_bad_photo_records(tmp_path):
     )
     manifest = prepare(folder_config(source, tmp_path / "d", top_k=2))
     reasons = " ".join(entry["why"] for entry in manifest["splits"]["train2017"]["dropped"])
-    for why in ("no valid width", "None is not a whole number", "4 is there twice", "no photo 1"):
+    for why in ("no valid width", "None is not a whole number", "4 is there twice", "its 2 annotations"):
         assert why in reasons
     assert manifest["splits"]["train2017"]["images"] == 4
 

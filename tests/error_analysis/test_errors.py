@@ -8,30 +8,26 @@ import numpy as np
 import orjson
 import pandas as pd
 import pytest
-from PIL import Image
+from PIL import Image, ImageColor
 
 from helpers.config import load_config
+from helpers.download.coco import read_index
 from helpers.error_analysis import crops, sentences, traits
-from helpers.error_analysis.analysis import (
-    analyse,
-    best_threshold,
-    count_types,
-    delta_ap,
-    error_table,
-    table_of_errors,
-    write_error_analysis,
-)
+from helpers.error_analysis.analysis import analyse, count_types, error_table, table_of_errors, write_error_analysis
 from helpers.error_analysis.tide import BOX, TYPES, judge
+from helpers.evaluate.curves import best_operating_point, photo_table, score_curves, with_something
+from helpers.evaluate.matching import match
 from helpers.files import UserError
 from helpers.index import CocoIndex
 from helpers.metrics import coco_metrics, ground_truth
+from helpers.pictures.colours import PREDICTED, TRUTH
 
 CUP, BOWL = 1, 2
 
 
 @pytest.fixture(scope="module")
 def index(coco_source) -> CocoIndex:
-    index = CocoIndex.open(coco_source / "annotations" / "instances_val2017.json", coco_source / "images" / "val2017")
+    index = read_index(coco_source / "annotations" / "instances_val2017.json", coco_source / "images" / "val2017")
     return index.take(np.arange(min(len(index), 80)))
 
 
@@ -106,7 +102,7 @@ def test_gains_and_counts_equal_tidecv(gt, case):
     assert (verdicts.beyond_cap > 0) == (case == "more than 100 a photo")
     ap50, gains, counts = by_tidecv(gt, detections)
     assert min(counts.values()) > 5, "a type without errors would be compared with nothing"
-    ours = delta_ap(gt, detections)
+    ours = analyse(gt, detections).delta_ap
     assert {k: pytest.approx(v, abs=1e-9) for k, v in gains.items()} == ours
     assert dict(zip(TYPES.values(), count_types(error_table(gt, detections)))) == counts
     assert analyse(gt, detections).ap["AP50"].mean() == pytest.approx(ap50, abs=1e-9)
@@ -167,10 +163,10 @@ def test_duplicate_on_an_object_of_another_class_is_a_classification_error():
 def test_prices_by_hand():
     """An oracle that mends one type must change nothing else; the 101-point AP of half the recall is 51/101."""
     gt = small_gt((CUP, 10, 10, 50, 50), (CUP, 200, 200, 50, 50))
-    gains = delta_ap(gt, found((CUP, 0.9, 10, 10, 50, 50)))
+    gains = analyse(gt, found((CUP, 0.9, 10, 10, 50, 50))).delta_ap
     assert gains == {**dict.fromkeys(TYPES.values(), 0.0), "Miss": pytest.approx(1 - 51 / 101)}
     # a background box before the correct one halves precision: 51 recall points at 1/2, and the missed cup
-    gains = delta_ap(gt, found((CUP, 0.9, 10, 10, 50, 50), (CUP, 0.95, 300, 10, 50, 50)))
+    gains = analyse(gt, found((CUP, 0.9, 10, 10, 50, 50), (CUP, 0.95, 300, 10, 50, 50))).delta_ap
     assert gains["Bkg"] == pytest.approx(51 / 101 / 2) and gains["Miss"] == pytest.approx(1 / 2 - 51 / 101 / 2)
 
 
@@ -178,7 +174,7 @@ def test_only_one_error_wins_a_free_object():
     """Two errors about one object, both mended to correct ones, would give a recall above 1."""
     gt = small_gt((CUP, 100, 100, 100, 100))
     both = found((BOWL, 0.9, 100, 100, 100, 100), (CUP, 0.8, 150, 100, 100, 100))
-    gains = delta_ap(gt, both)
+    gains = analyse(gt, both).delta_ap
     assert gains["Loc"] == 0.0, "the classification error is more confident: the box alone wins nothing"
     # bowl: predicted, never annotated, AP 0 in TIDE's mean; mended it disappears and cup has AP 1 (from 0)
     assert gains["Cls"] == pytest.approx(1.0)
@@ -243,16 +239,17 @@ def test_the_view_at_a_threshold_is_the_table_of_those_detections(gt, threshold)
 
 
 def test_threshold_has_the_best_f1(gt):
-    """A threshold between two equal scores, or an F1 that forgets the objects nobody predicted."""
+    """A threshold between two equal scores, or an F1 that forgets the objects nobody predicted; another than 04's."""
     detections = [{**d, "score": round(d["score"], 2)} for d in made_up_detections(gt, seed=6)]
-    threshold, f1 = best_threshold(judge(gt, detections))
+    a = analyse(gt, detections)
     by_hand = {}
-    for t in np.round(np.arange(0, 1.01, 0.05), 2).tolist() + [threshold]:
+    for t in np.round(np.arange(0, 1.01, 0.05), 2).tolist() + [a.threshold]:
         verdicts = judge(gt, [d for d in detections if d["score"] >= t])
         kinds = verdicts.predictions["kind"].value_counts()
         counted = kinds.sum() - kinds["ignored"]
         by_hand[t] = 2 * kinds["correct"] / max(counted + len(verdicts.objects), 1)
-    assert f1 == pytest.approx(by_hand[threshold]) and f1 >= max(by_hand.values())
+    assert a.f1 == pytest.approx(by_hand[a.threshold]) and a.f1 >= max(by_hand.values())
+    assert a.threshold == best_operating_point(score_curves(match(gt, detections))).threshold
 
 
 def test_detections_of_another_data_set_are_refused():
@@ -315,7 +312,7 @@ def test_groups_recall_and_precision_by_hand():
 
 
 def test_photos_are_ranked_by_the_stated_rule():
-    """Photos without anything to find or to predict have no F1; among perfect photos the fuller one is the better."""
+    """Photos without anything to find or to predict say nothing; among perfect photos the fuller one is the better."""
     gt = small_gt((CUP, 10, 10, 50, 50), photos=5)
     gt["annotations"] += [
         {**gt["annotations"][0], "id": 20 + k, "image_id": 11, "bbox": [100 * k, 10, 50, 50]} for k in range(2)
@@ -327,8 +324,11 @@ def test_photos_are_ranked_by_the_stated_rule():
         + found((CUP, 0.9, 300, 200, 50, 50), image_id=12)
         + found((CUP, 0.9, 300, 200, 50, 50), image_id=13)
     )
-    photos = traits.photo_table(judge(gt, detections), 0.5)
-    assert photos["image_id"].tolist() == [11, 10, 13, 12] and photos["f1"].tolist() == [1, 1, 0, 0]
+    photos = photo_table(match(gt, detections), 0.5)
+    assert photos["image_id"].tolist() == [11, 10, 14, 13, 12] and photos["f1"].tolist() == [1, 1, 1, 0, 0]
+    assert with_something(photos)["image_id"].tolist() == [11, 10, 13, 12]
+    a = analyse(gt, detections)
+    assert a.photos.equals(with_something(photo_table(match(gt, detections), a.threshold)))
 
 
 def test_label_candidates_follow_their_rule():
@@ -357,7 +357,7 @@ def test_sentences_say_what_the_tables_say(gt):
     a = analyse(gt, made_up_detections(gt, seed=8))
     text = sentences.conclusions(a)
     best = max(a.delta_ap, key=a.delta_ap.get)
-    ranked = sentences.ranking(a)
+    ranked = sentences.priorities(a)
     assert TYPES[ranked.iloc[0]["type of error"]] == best and ranked["AP50 to gain"].is_monotonic_decreasing
     assert f"1. **{ranked.iloc[0]['type of error']}**: +{100 * a.delta_ap[best]:.1f} points" in text
     shown = a.verdicts.shown(a.threshold)
@@ -440,7 +440,7 @@ def test_degenerate_detectors_give_a_sentence_not_a_crash(index, tmp_path, case)
         "one class without objects": "count as 0 in TIDE",
     }
     assert expected[case] in text and "nan" not in text.lower()
-    assert len(sentences.ranking(analysis)) == len(TYPES)
+    assert len(sentences.priorities(analysis)) == len(TYPES)
 
 
 def test_files_and_pictures_are_views_of_the_table(index, tmp_path):
@@ -462,7 +462,7 @@ def test_files_and_pictures_are_views_of_the_table(index, tmp_path):
     table = pd.read_csv(folder / "errors.csv")
     tide = orjson.loads((folder / "tide.json").read_bytes())
     assert tide["counts"] == {TYPES[name]: int((table["type"] == name).sum()) for name in TYPES}
-    assert tide["delta_ap"] == delta_ap(ground_truth(index), detections)
+    assert tide["delta_ap"] == analyse(ground_truth(index), detections).delta_ap
     assert len(pd.read_csv(folder / "errors_at_threshold.csv")) == len(analysis.shown)
 
 
@@ -472,7 +472,7 @@ def one_photo(tmp_path, size=(400, 300), name="<script>cup") -> CocoIndex:
     gt["images"][0] |= {"width": size[0], "height": size[1], "file_name": "0.png"}
     gt["categories"][0]["name"] = name
     (tmp_path / "gt.json").write_bytes(orjson.dumps(gt))
-    return CocoIndex.open(tmp_path / "gt.json", tmp_path)
+    return read_index(tmp_path / "gt.json", tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -493,8 +493,8 @@ def test_crops_hold_both_boxes_wherever_they_are(tmp_path, box):
     }
     pixels = np.asarray(crops.error_crop(index, row)).astype(int)
     assert max(pixels.shape[:2]) == 520
-    green = (abs(pixels - crops.ANNOTATED).sum(axis=2) < 30).sum()
-    red = (abs(pixels - crops.PREDICTED).sum(axis=2) < 30).sum()
+    green = (abs(pixels - ImageColor.getrgb(TRUTH)).sum(axis=2) < 30).sum()
+    red = (abs(pixels - ImageColor.getrgb(PREDICTED)).sum(axis=2) < 30).sum()
     assert green > 300 and red > 300
     assert Image.open(io.BytesIO(crops.error_jpeg(index, row))).width == pixels.shape[1]
 

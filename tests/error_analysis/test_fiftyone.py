@@ -28,7 +28,7 @@ import fiftyone.service.util
 fiftyone.service.util.find_processes_by_args = lambda _: []  # a mongod of our own, also where someone else's runs
 from helpers.config import load_config
 from helpers.files import UserError
-from helpers.fiftyone_export import to_fiftyone
+from helpers.error_analysis.fiftyone_export import to_fiftyone
 
 import fiftyone.constants
 bin_dir, job = fiftyone.constants.FIFTYONE_DB_BIN_DIR, json.loads(sys.argv[1])
@@ -39,7 +39,7 @@ except UserError as error:
     no_mongod = str(error)
 fiftyone.constants.FIFTYONE_DB_BIN_DIR = bin_dir
 answers = [no_mongod]
-for threshold in (None, 0.0):
+for threshold in (None, 0.0, 2.0):
     to_fiftyone(load_config(**job), threshold)
     assert len(fiftyone.list_datasets()) == 1
     dataset = fiftyone.load_dataset(fiftyone.list_datasets()[0])
@@ -104,6 +104,7 @@ def run(coco_source, tmp_path_factory) -> dict:
         "no mongod": answers[0],
         "default": answers[1],
         "all": answers[2],
+        "nothing": answers[3],
     }
 
 
@@ -135,6 +136,13 @@ def test_fiftyones_own_evaluation_agrees(run, view):
         "fp": kinds.sum() - kinds["correct"] - kinds["ignored"],
     }
     assert there["found"] == {"tp": kinds["correct"], "fn": len(analysis.objects) - kinds["correct"]}
+
+
+def test_a_threshold_that_leaves_no_prediction(run):
+    """A field that no sample has ends FiftyOne's evaluation; every object is missed then."""
+    there, objects = run["nothing"], len(run["analysis"].objects)
+    assert there["tags"] == {"ground_truth": {"missed": objects}, "predictions": {}}
+    assert there["found"] == {"fn": objects} and there["samples"] == len(run["index"])
 
 
 def test_boxes_and_photos_are_the_splits(run):

@@ -11,11 +11,11 @@ import torch
 from test_errors import by_tidecv, without_crowds
 
 from helpers.config import load_config
+from helpers.download.coco import read_index
 from helpers.engine import eval_loader, predict
 from helpers.error_analysis.analysis import analyse, count_types
 from helpers.error_analysis.tide import TYPES
 from helpers.evaluate.checkpoint import load_checkpoint
-from helpers.index import CocoIndex
 from helpers.metrics import coco_metrics, ground_truth
 from helpers.scenes.scenes import write_scenes
 
@@ -30,7 +30,7 @@ def run(tmp_path_factory) -> tuple[dict, list[dict]]:
     root = tmp_path_factory.mktemp("real")
     cfg = load_config("demo", num_workers=0, batch_size=8)
     write_scenes(root, cfg.classes, 1, 20, seed=11)
-    index = CocoIndex.open(root / "annotations" / "instances_val2017.json", root / "images" / "val2017")
+    index = read_index(root / "annotations" / "instances_val2017.json", root / "images" / "val2017")
     index.iscrowd[::CROWD] = True
     detector = load_checkpoint(cfg, index.classes, "start")
     loader = eval_loader(index, detector.preprocess, cfg.batch_size, 0)

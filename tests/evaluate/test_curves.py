@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torchvision.transforms.v2 import InterpolationMode
 
+from helpers.download.coco import read_index
 from helpers.evaluate import comparison, figures, sentences
 from helpers.evaluate.bootstrap import class_ap, draw_weights, replicates_for
 from helpers.evaluate.comparison import (
@@ -23,7 +24,7 @@ from helpers.evaluate.comparison import (
     difference,
     interval,
     per_class_table,
-    ranking,
+    run_table,
     saved_runs,
     styled,
     twelve_numbers,
@@ -34,11 +35,10 @@ from helpers.evaluate.curves import (
     best_operating_point,
     confusion,
     most_confused,
-    photo_scores,
+    photo_table,
     precision_recall,
     reliability,
     score_curves,
-    worst_first,
 )
 from helpers.evaluate.examples import pick_examples, write_examples
 from helpers.evaluate.matching import _position, match
@@ -84,7 +84,7 @@ def jittered(gt: dict, seed: int, noise: float, ties: bool = False) -> list[dict
 
 @pytest.fixture(scope="module")
 def index(coco_source) -> CocoIndex:
-    whole = CocoIndex.open(coco_source / "annotations" / "instances_val2017.json", coco_source / "images" / "val2017")
+    whole = read_index(coco_source / "annotations" / "instances_val2017.json", coco_source / "images" / "val2017")
     crowded = [i for i in range(len(whole)) if whole.iscrowd[whole.rows(i)].any()]
     rest = [i for i in range(len(whole)) if i not in set(crowded)]
     return whole.take(np.sort((crowded[:15] + rest)[:PHOTOS]))
@@ -367,7 +367,7 @@ def test_no_detections_give_zeros_and_sentences(gt, index, tmp_path):
         sentences.boxes("best", [], gt),
         sentences.curve_ends(empty),
         sentences.class_thresholds(table, best),
-        sentences.photos(photo_scores(empty.matches, 0.5)),
+        sentences.photos(photo_table(empty.matches, 0.5)),
         sentences.other_runs([empty], empty),
         sentences.pair(empty, empty),
     ):
@@ -455,12 +455,13 @@ def test_confusion_rows_add_up_to_the_objects(gt, hard):
         assert matrix.loc[name].sum() == count
 
 
-def test_photo_scores_and_worst_first():
+def test_photos_by_hand():
     gt, detections = two_boxes()
-    photos = photo_scores(match(gt, detections), 0.3).set_index("image_id")
+    photos = photo_table(match(gt, detections), 0.3)
+    assert photos["image_id"].tolist() == [1, 2]  # best first
+    photos = photos.set_index("image_id")
     assert photos.loc[1].tolist() == [2, 1, 1, 1, pytest.approx(0.5)]
     assert photos.loc[2].tolist() == [1, 0, 1, 1, 0]
-    assert worst_first(photos.reset_index()) == [2, 1]
 
 
 def test_collapsed_training_is_called_out(results):
@@ -499,8 +500,8 @@ def test_sentences_of_04_say_what_the_tables_say(gt, results):
     )
     assert "to the last bit" in sentences.agreement(same, best)
     assert "differ by up to 2.5e-01" in sentences.agreement({**same, "stats": apart}, best)
-    photos = photo_scores(best.matches, 0.5)
-    perfect = ((photos["F1"] == 1) & (photos["objects"] > 0)).sum()
+    photos = photo_table(best.matches, 0.5)
+    perfect = ((photos["f1"] == 1) & (photos["objects"] > 0)).sum()
     assert f"in {perfect} everything is right" in sentences.photos(photos)
     lost = best.matches.truth.sum() - best.matches.right[0].sum()
     assert f"{1 - lost / best.matches.truth.sum():.0%} of all objects" in sentences.curve_ends(best)
@@ -542,7 +543,7 @@ def test_runs_of_other_data_are_not_compared(gt, results, tmp_path):
     write_json(tmp_path / "one" / "detections_val2017_epoch_1.json", start.detections)
     runs = saved_runs(tmp_path, gt)
     assert list(runs) == ["one", "one (epoch_1)", "one (start)"]
-    table = ranking([assess(name, gt, found) for name, found in runs.items()] + [best], best)
+    table = run_table([assess(name, gt, found) for name, found in runs.items()] + [best], best)
     assert table["mAP"].is_monotonic_decreasing and table.loc["one (start)", "significant"] == "yes"
 
 
@@ -573,7 +574,7 @@ def test_many_classes_stay_legible(gt, results):
 
 def test_examples_are_twelve_different_photos(gt, index, results, tmp_path):
     """Pictures of an earlier run among those of this one would show another detector."""
-    photos = photo_scores(results[1].matches, 0.5)
+    photos = photo_table(results[1].matches, 0.5)
     assert len({image_id for _, image_id in pick_examples(photos)}) == min(12, len(photos))
     assert len(pick_examples(photos.head(2))) == 2 and pick_examples(photos.head(0)) == []
     (tmp_path / "best_00_000000000001.jpg").write_bytes(b"old")
@@ -583,6 +584,16 @@ def test_examples_are_twelve_different_photos(gt, index, results, tmp_path):
     assert len(names) == len(pictures) + 1 and "mine.jpg" in names
     assert {text.split(":")[0] for text, _ in pictures} == {"best", "typical", "worst"}
     figures.contact_sheet(pictures[:3]).savefig(io.BytesIO())
+
+
+def test_examples_begin_with_the_best_and_the_worst_of_the_one_ranking(results):
+    """04's pictures and 05's "worst photos" named different ones; an empty photo with no box is no best example."""
+    photos = photo_table(results[1].matches, 0.5)
+    assert (photos["objects"] + photos["false"] == 0).any()
+    some = photos.loc[photos["objects"] + photos["false"] > 0, "image_id"].tolist()
+    picked = pick_examples(photos)
+    assert [image_id for kind, image_id in picked if kind == "worst"] == some[::-1][:4]
+    assert [image_id for kind, image_id in picked if kind == "best"] == some[:4]
 
 
 class OneConvolution(nn.Module):

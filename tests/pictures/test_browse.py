@@ -9,17 +9,22 @@ import time
 import numpy as np
 import pandas as pd
 import pytest
-from PIL import Image
+from PIL import Image, ImageColor
 
+from helpers.boxes import intersection
+from helpers.download.coco import read_index
 from helpers.index import CocoIndex
 from helpers.pictures import draw as draw_module
-from helpers.pictures.browse import ALL_ERRORS, CONFIDENT_FIRST, DATA_SET_ORDER, EVERYTHING, WORST_FIRST, browse
+from helpers.pictures.browse import ALL_ERRORS, CONFIDENT_FIRST, DATA_SET_ORDER, EVERYTHING, WORST_FIRST, Browser
+from helpers.pictures.colours import PREDICTED, TRUTH
 from helpers.pictures.draw import draw, visible_boxes
+
+RED, GREEN = ImageColor.getrgb(PREDICTED), ImageColor.getrgb(TRUTH)
 
 
 @pytest.fixture(scope="module")
 def index(coco_source) -> CocoIndex:
-    whole = CocoIndex.open(coco_source / "annotations" / "instances_val2017.json", coco_source / "images" / "val2017")
+    whole = read_index(coco_source / "annotations" / "instances_val2017.json", coco_source / "images" / "val2017")
     return whole.take(np.array([i for i in range(len(whole)) if 1 < len(whole.rows(i)) < 15][:8]))
 
 
@@ -91,7 +96,7 @@ def near(pixels: np.ndarray, colour: tuple) -> int:
 
 
 def test_moving_the_slider_changes_the_picture(index, detections):
-    widget = browse(index, detections)
+    widget = Browser(index, detections)
     first, caption = widget.picture.value, widget.caption.value
     widget.slider.value = 2
     assert widget.picture.value != first and widget.caption.value != caption
@@ -101,7 +106,7 @@ def test_moving_the_slider_changes_the_picture(index, detections):
 
 
 def test_buttons_go_round(index, detections):
-    widget = browse(index, detections)
+    widget = Browser(index, detections)
     widget.previous.click()
     assert widget.slider.value == len(index) == widget.slider.max
     widget.next.click()
@@ -110,7 +115,7 @@ def test_buttons_go_round(index, detections):
 
 def test_one_picture_widget_and_no_flood_of_events(index, detections):
     """A new widget per photo flickers, and continuous updates draw every photo that the slider passes."""
-    widget = browse(index, detections)
+    widget = Browser(index, detections)
     picture = widget.picture
     widget.slider.value = 3
     assert widget.picture is picture and picture.format == "jpeg"
@@ -118,7 +123,7 @@ def test_one_picture_widget_and_no_flood_of_events(index, detections):
 
 
 def test_threshold_changes_the_number_of_boxes(index, detections):
-    widget = browse(index, detections, threshold=0.0)
+    widget = Browser(index, detections, threshold=0.0)
     everything = len(index.rows(0))
     assert widget.count == everything and f"{everything} predicted" in widget.caption.value
     picture = widget.picture.value
@@ -133,14 +138,14 @@ def test_score_at_the_threshold_is_shown(index, detections):
 
 
 def test_truth_can_be_hidden(grey):
-    widget = browse(grey, [])
-    assert near(opened(widget.picture.value), draw_module.TRUTH) > 100
+    widget = Browser(grey, [])
+    assert near(opened(widget.picture.value), GREEN) > 100
     widget.truth.value = False
-    assert near(opened(widget.picture.value), draw_module.TRUTH) == 0 and "0 ground truth" in widget.caption.value
+    assert near(opened(widget.picture.value), GREEN) == 0 and "0 ground truth" in widget.caption.value
 
 
 def test_class_filter_shows_photos_with_the_class(index, detections):
-    widget = browse(index, detections, threshold=0.0)
+    widget = Browser(index, detections, threshold=0.0)
     k = int(index.labels[0])
     widget.of_class.value = index.classes[k]
     expected = [i for i in range(len(index)) if (index.labels[index.rows(i)] == k).any()]
@@ -150,7 +155,7 @@ def test_class_filter_shows_photos_with_the_class(index, detections):
 
 def test_orders(index, detections, errors):
     worst = [int(i) for i in index.image_ids[::-1]]
-    widget = browse(index, detections, errors=errors, order=worst, threshold=0.5)
+    widget = Browser(index, detections, errors=errors, order=worst, threshold=0.5)
     assert widget.sort.options == (DATA_SET_ORDER, WORST_FIRST, CONFIDENT_FIRST)
     widget.kind.value = EVERYTHING
     for rule, photos in ((WORST_FIRST, list(range(len(index)))[::-1]), (DATA_SET_ORDER, list(range(len(index))))):
@@ -161,7 +166,7 @@ def test_orders(index, detections, errors):
 
 
 def test_error_filter(index, detections, errors):
-    widget = browse(index, detections, errors=errors, threshold=0.5)
+    widget = Browser(index, detections, errors=errors, threshold=0.5)
     assert widget.kind.value == ALL_ERRORS and set(widget.photos) == {1, 2}
     widget.kind.value = "classification"
     assert widget.photos == [1] and widget.count == 1
@@ -177,15 +182,15 @@ def test_error_filter(index, detections, errors):
 def test_order_with_unknown_and_double_ids(index, detections):
     """A stale list of worst photos must not end in an IndexError."""
     ids = [int(index.image_ids[2]), -1, int(index.image_ids[2]), int(index.image_ids[0])]
-    widget = browse(index, detections, order=ids)
+    widget = Browser(index, detections, order=ids)
     assert widget.sort.value == WORST_FIRST and widget.photos == [2, 0]
 
 
 def test_no_detections_no_errors_no_photos(index, errors):
-    widget = browse(index, [])
+    widget = Browser(index, [])
     assert widget.count == 0 and opened(widget.picture.value).size
-    assert browse(index, [], errors=errors.head(0)).photos == []
-    nobody = browse(index.take(np.zeros(0, dtype=int)), [], order=[])
+    assert Browser(index, [], errors=errors.head(0)).photos == []
+    nobody = Browser(index.take(np.zeros(0, dtype=int)), [], order=[])
     nobody.next.click()
     assert "no photo" in nobody.caption.value and nobody.picture.value
 
@@ -193,7 +198,7 @@ def test_no_detections_no_errors_no_photos(index, errors):
 def test_broken_photo_is_a_grey_picture(index, detections, tmp_path):
     (tmp_path / str(index.file_names[0])).write_bytes(index.path(0).read_bytes()[:200])
     broken = dataclasses.replace(index, image_dir=tmp_path)
-    widget = browse(broken, detections)
+    widget = Browser(broken, detections)
     assert np.ptp(opened(widget.picture.value).reshape(-1, 3).mean(axis=1)) > 50  # grey, with a sentence
     widget.slider.value = 2  # this one is missing altogether
     assert widget.picture.value
@@ -204,12 +209,12 @@ def test_names_are_escaped(index, detections):
     names = tuple(f"<script>alert({k})</script>" for k in range(len(index.classes)))
     hostile = dataclasses.replace(index, classes=names, file_names=index.file_names.astype(object))
     hostile.file_names[0] = "<img src=x onerror=alert(1)>.jpg"
-    widget = browse(hostile, detections, threshold=0.0)
+    widget = Browser(hostile, detections, threshold=0.0)
     widget.of_class.value = names[int(index.labels[0])]
     assert "<script" not in widget.caption.value and "<img" not in widget.caption.value
     assert "&lt;script&gt;" in widget.caption.value and "&lt;img" in widget.caption.value
     assert opened(widget.picture.value).size  # the missing file, too
-    assert draw_module._plain("two\nlines\x00" + "x" * 90) == "two lines " + "x" * 25 + "…"
+    assert draw_module.one_line("two\nlines\x00" + "x" * 90, 36) == "two lines " + "x" * 25 + "…"
 
 
 def test_boxes_sit_where_they_should(grey):
@@ -220,14 +225,12 @@ def test_boxes_sit_where_they_should(grey):
     found = [{"image_id": int(grey.image_ids[i]), "category_id": grey.category_ids[0], "bbox": bbox, "score": 0.9}]
     pixels = opened(draw(grey, i, found, 0.5, show_truth=False, max_side=400))
     assert max(pixels.shape) == 400
-    red = np.argwhere(np.abs(pixels - draw_module.PREDICTED).max(axis=-1) < 60)
+    red = np.argwhere(np.abs(pixels - RED).max(axis=-1) < 60)
     inside = (red >= np.array(pixels.shape[:2]) * 0.25 - 22).all() and (
         red <= np.array(pixels.shape[:2]) * 0.75 + 22
     ).all()
     assert len(red) > 100 and inside
-    row = (pixels[round(0.75 * pixels.shape[0])] - draw_module.PREDICTED)[
-        int(0.3 * pixels.shape[1]) : int(0.7 * pixels.shape[1])
-    ]
+    row = (pixels[round(0.75 * pixels.shape[0])] - RED)[int(0.3 * pixels.shape[1]) : int(0.7 * pixels.shape[1])]
     on = (np.abs(row).max(axis=-1) < 90).astype(int)
     assert np.abs(np.diff(on)).sum() > 6  # dashed: it can be told from the truth without its colour
 
@@ -260,7 +263,7 @@ def test_labels_stay_inside_the_picture_and_hide_no_other(index, monkeypatch):
         assert 0 <= x0 < x1 <= w and 0 <= y0 < y1 <= h
     rectangles = np.array([rectangle for rectangle, _ in placed])
     for k, rectangle in enumerate(rectangles):
-        hidden = draw_module._overlaps(rectangle[None], np.delete(rectangles, k, axis=0))[0]
+        hidden = intersection(rectangle[None], np.delete(rectangles, k, axis=0)).sum()
         assert hidden <= 0.2 * np.prod(rectangle[2:] - rectangle[:2])
 
 

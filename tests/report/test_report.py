@@ -16,13 +16,13 @@ from PIL import Image
 from playwright.sync_api import sync_playwright
 
 from helpers.config import load_config
-from helpers.files import ROOT
+from helpers.files import ROOT, notebooks
 from helpers.pictures.embed import picture
-from helpers.report import pages
+from helpers.report import notebook_pages
 from helpers.report.front_page import build_report
-from helpers.report.pages import clean, notebook_page
+from helpers.report.notebook_pages import clean, notebook_page
 
-PAGES = ("index", "01_download", "02_sanity", "03_train", "04_evaluate", "05_error_analysis")
+PAGES = ("index", *(path.stem for path in notebooks()))
 
 
 @pytest.fixture(scope="module")
@@ -221,8 +221,8 @@ def test_damaged_parts_take_only_their_own_place(tmp_path, visit):
 
 def test_large_pictures_stay_under_the_limit(tmp_path, monkeypatch):
     """15 MB a file: a notebook with many large figures is written with smaller ones."""
-    assert pages.LIMIT < 15_000_000
-    monkeypatch.setattr(pages, "LIMIT", 1_000_000)
+    assert notebook_pages.LIMIT < 15_000_000
+    monkeypatch.setattr(notebook_pages, "LIMIT", 1_000_000)
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (900, 900, 3), dtype=np.uint8))
     buffer = io.BytesIO()
     noise.save(buffer, "PNG")
@@ -293,7 +293,7 @@ def test_pages_tell_no_folder_of_this_machine(cfg, monkeypatch):
 
 
 def test_long_lists_are_folded(tmp_path):
-    """Thirty-six parameters and a table of their values are not what a reader came for."""
+    """The parameters and a table of all values are not what a reader came for."""
     parameters = nbformat.v4.new_code_cell("# Parameters\nepochs = None", metadata={"tags": ["parameters"]})
     tables = [
         nbformat.v4.new_output("display_data", {"text/html": pd.DataFrame({"a": range(rows)}).to_html()})
@@ -324,6 +324,6 @@ def _red_png() -> bytes:
 
 def test_templates_fetch_nothing():
     """No address of the network stands in what the pages are made of."""
-    for file in (ROOT / "helpers" / "templates").iterdir():
+    for file in (ROOT / "helpers" / "report" / "templates").iterdir():
         addresses = set(re.findall(r"https?://[^\s\"'`)]+", file.read_text())) - {"http://www.w3.org/2000/svg"}
         assert not addresses, f"{file.name}: {addresses}"

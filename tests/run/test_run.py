@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import artifact_tree
 import nbformat
 import orjson
 import pytest
@@ -17,15 +18,15 @@ import pytest
 from helpers import cli
 from helpers.config import Config
 from helpers.files import ROOT, UserError, without_folders
-from helpers.run import notebooks
+from helpers.run import runner
 
 RUNNER = """
 import sys
 from pathlib import Path
 from helpers import cli
-from helpers.run import notebooks
-notebooks.finish = lambda cfg, must_hold: print(f"finished, must_hold={must_hold}") or 0
-cli.command(lambda _: notebooks.main(sys.argv[2:], Path(sys.argv[1])))
+from helpers.run import runner
+runner.finish = lambda cfg, must_hold: print(f"finished, must_hold={must_hold}") or 0
+cli.command(lambda _: runner.main(sys.argv[2:], Path(sys.argv[1])))
 """
 
 
@@ -72,11 +73,11 @@ def start(folder: Path, *arguments: str, cell: str = "1") -> subprocess.Popen:
 @pytest.fixture
 def finished(folder, monkeypatch, capsys):
     """Runs the notebooks of ``folder`` in this process: exit status, stdout, stderr."""
-    monkeypatch.setattr(notebooks, "finish", lambda cfg, must_hold: print(f"finished, must_hold={must_hold}") or 0)
+    monkeypatch.setattr(runner, "finish", lambda cfg, must_hold: print(f"finished, must_hold={must_hold}") or 0)
 
     def call(*arguments: str, cell: str = "1") -> tuple[int, str, str]:
         monkeypatch.setenv("CELL", cell)
-        status = notebooks.main([f"output_dir={folder.parent}/out", *arguments], folder)
+        status = runner.main([f"output_dir={folder.parent}/out", *arguments], folder)
         return status, *capsys.readouterr()
 
     return call
@@ -116,7 +117,7 @@ def printed(notebook) -> str:
 def test_mistakes_are_refused_before_anything_runs(folder, arguments, words):
     """papermill itself only warns about an unknown parameter, and then trains for a night with the wrong one."""
     with pytest.raises(UserError) as caught:
-        notebooks.main([f"output_dir={folder.parent}/out", *arguments], folder)
+        runner.main([f"output_dir={folder.parent}/out", *arguments], folder)
     assert words in str(caught.value) and "\n" not in str(caught.value)
     assert not (folder.parent / "out").exists()
 
@@ -178,11 +179,32 @@ def test_all_notebooks_run_in_order(folder, finished):
     assert not list((folder.parent / "out" / "notebooks").glob(".*"))
 
 
+def test_the_run_ends_with_the_report_and_the_grading(tmp_path, capsys):
+    """Whoever waited for a night reads where they are, and what does not hold; the files named there exist."""
+    cfg = artifact_tree.make(tmp_path)
+    assert runner.finish(cfg, must_hold=True) == 0
+    out = capsys.readouterr().out
+    for line, file in zip(out.splitlines(), ("report/index.html", "grading.json")):
+        assert str(cfg.output_dir / file) in line and (cfg.output_dir / file).is_file()
+    (cfg.run_dir / "losses.csv").unlink()
+    assert runner.finish(cfg, must_hold=False) == 0
+    assert runner.finish(cfg, must_hold=True) == 1 and "losses.csv is missing" in capsys.readouterr().err
+
+
+def test_another_kernel_of_this_name_is_not_taken(folder, finished, tmp_path, monkeypatch):
+    """A python3 that another environment registered for this user would import other versions, or nothing."""
+    spec = tmp_path / "jupyter" / "kernels" / "python3"
+    spec.mkdir(parents=True)
+    (spec / "kernel.json").write_text('{"argv": ["/bin/false"], "display_name": "other", "language": "python"}')
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
+    assert finished("--only", "03")[0] == 0
+
+
 def test_only_and_from(folder, finished):
-    names = [path.stem for path in notebooks.select(folder, only="03,01")]
+    names = [path.stem for path in runner.select(folder, only="03,01")]
     assert names == ["01_a", "03_c"]  # in the notebooks' order
-    assert [path.stem for path in notebooks.select(folder, start="02_b")] == ["02_b", "03_c"]
-    assert [path.stem for path in notebooks.select(folder)] == ["01_a", "02_b", "03_c"]
+    assert [path.stem for path in runner.select(folder, start="02_b")] == ["02_b", "03_c"]
+    assert [path.stem for path in runner.select(folder)] == ["01_a", "02_b", "03_c"]
     status, out, _ = finished("--only", "03")
     assert status == 0 and "must_hold=False" in out
     assert [path.name for path in (folder.parent / "out" / "notebooks").glob("*.ipynb")] == ["03_c.ipynb"]
@@ -279,8 +301,8 @@ def test_copies_tell_no_folder_of_this_machine(folder, finished, monkeypatch):
 def test_a_damaged_list_of_times_is_no_obstacle(tmp_path):
     file = tmp_path / "timings.json"
     file.write_text("{")
-    notebooks.note_time(file, "02_b", 3.0, True)
-    notebooks.note_time(file, "01_a", 4.0, False)
+    runner.note_time(file, "02_b", 3.0, True)
+    runner.note_time(file, "01_a", 4.0, False)
     assert {name: (row["seconds"], row["succeeded"]) for name, row in orjson.loads(file.read_bytes()).items()} == {
         "01_a": (4.0, False),
         "02_b": (3.0, True),
@@ -297,6 +319,6 @@ def test_full_disk_is_one_message(folder, monkeypatch, capsys):
     notebooks.mkdir(parents=True)
     (notebooks / "01_a.ipynb").write_text("earlier")
     monkeypatch.setattr("papermill.engines.write_ipynb", no_room)
-    assert notebooks.main([f"output_dir={folder.parent}/out", "--only", "01"], folder) == 1
+    assert runner.main([f"output_dir={folder.parent}/out", "--only", "01"], folder) == 1
     assert "No space left on device" in capsys.readouterr().err
     assert (notebooks / "01_a.ipynb").read_text() == "earlier"

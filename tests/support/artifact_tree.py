@@ -15,9 +15,10 @@ from torch.utils.tensorboard import SummaryWriter
 
 from helpers.config import Config, load_config
 from helpers.devices import environment
+from helpers.download.coco import read_index
+from helpers.error_analysis.tide import TYPES
 from helpers.evaluate.checkpoint import record_metrics
-from helpers.files import write_atomic, write_json
-from helpers.grading.checks import SHORT
+from helpers.files import notebooks, write_atomic, write_json
 from helpers.index import open_split
 from helpers.metrics import coco_metrics, ground_truth, save_detections
 from helpers.train import checkpoints
@@ -83,6 +84,7 @@ def _dataset(cfg: Config) -> None:
                 opened.save(path)
         categories = [{"id": c, "name": name} for c, name in zip((1, 2, 10), CLASSES)]
         write_json(cfg.annotation_file(split), {"images": images, "annotations": annotations, "categories": categories})
+        read_index(cfg.annotation_file(split), cfg.image_dir(split)).save(cfg.annotation_file(split))
         manifest["splits"][split] = {"images": len(images), "annotations": len(annotations), "crowd": 1, "dropped": []}
     write_json(cfg.data_dir / "manifest.json", manifest)
 
@@ -190,7 +192,7 @@ def _errors(cfg: Config) -> None:
             "score": np.nan if name == "missed" else 0.6,
             "area": 100.0,
         }
-        for k, name in enumerate(SHORT)
+        for k, name in enumerate(TYPES)
     ]
     for name in ("errors", "errors_at_threshold"):
         write_atomic(folder / f"{name}.csv", pd.DataFrame(rows).to_csv(index=False))
@@ -201,18 +203,18 @@ def _errors(cfg: Config) -> None:
     write_json(
         folder / "tide.json",
         {
-            "delta_ap": {short: 0.01 * k for k, short in enumerate(SHORT.values())},
-            "counts": dict.fromkeys(SHORT.values(), 1),
+            "delta_ap": {short: 0.01 * k for k, short in enumerate(TYPES.values())},
+            "counts": dict.fromkeys(TYPES.values(), 1),
         },
     )
-    for k, name in enumerate(SHORT):
+    for k, name in enumerate(TYPES):
         picture(folder / name / "01.jpg", seed=20 + k)
     picture(folder / "error_types.png", seed=30)
 
 
 def _notebooks(cfg: Config) -> None:
     times = {}
-    for name in ("01_download", "02_sanity", "03_train", "04_evaluate", "05_error_analysis"):
+    for name in (path.stem for path in notebooks()):
         cells = [
             nbformat.v4.new_markdown_cell(
                 f"# What does {name} do?\n\nA table:\n\n| a | b |\n|---|---|\n| 1 | {HOSTILE} |"

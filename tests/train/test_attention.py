@@ -10,6 +10,7 @@ import torch
 from tiny import FAMILIES
 
 from helpers.config import load_config
+from helpers.download.coco import read_index
 from helpers.files import UserError
 from helpers.index import CocoIndex
 from helpers.model import load_detector
@@ -21,7 +22,7 @@ CLASSES = ("person", "car", "chair")
 
 @pytest.fixture(scope="module")
 def index(coco_source) -> CocoIndex:
-    whole = CocoIndex.open(coco_source / "annotations" / "instances_val2017.json", coco_source / "images" / "val2017")
+    whole = read_index(coco_source / "annotations" / "instances_val2017.json", coco_source / "images" / "val2017")
     tall = [i for i in range(len(whole)) if whole.heights[i] > 1.2 * whole.widths[i]]
     return whole.take(np.array([*tall[:2], 0]))
 

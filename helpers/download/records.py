@@ -2,34 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
-import orjson
-
 from helpers.files import UserError
-
-
-def read_coco(annotation_file: Path) -> dict:
-    """The parsed annotation file. Raises UserError unless it holds the lists images, annotations and categories."""
-    data = Path(annotation_file).read_bytes()
-    try:
-        coco = orjson.loads(data)
-    except orjson.JSONDecodeError:
-        try:
-            coco = json.loads(data)  # takes NaN, which is no JSON but which some tools write; such records are dropped
-        except (ValueError, RecursionError) as error:
-            raise UserError(
-                f"{annotation_file} is not valid JSON ({error}): it is damaged or cut short, get it again."
-            ) from None
-    names = ("images", "annotations", "categories")
-    if not isinstance(coco, dict) or not all(_is_list_of_dicts(coco.get(name)) for name in names):
-        raise UserError(
-            f"{annotation_file} is not a COCO annotation file: it must hold the lists images, annotations "
-            "and categories."
-        )
-    return coco
 
 
 def check_file_name(file_name, annotation_file: Path) -> None:
@@ -59,27 +35,23 @@ def check_categories(categories: list[dict], where, once: bool = False) -> None:
         raise UserError(f"{where} lists a category twice.")
 
 
-def image_problem(image: dict, seen) -> str | None:
-    """Why the record of a photo cannot be used, or None; ``seen`` holds the ids met before."""
+def image_problem(image: dict) -> str | None:
+    """Why the record of a photo cannot be used, or None."""
     if not is_id(image.get("id")):
         return f"image id {image.get('id')!r} is not a whole number"
-    if image["id"] in seen:
-        return f"image id {image['id']} is there twice"
     if not all(is_id(image.get(side)) and 0 < image[side] < 10**6 for side in ("width", "height")):
         return f"no valid width and height ({image.get('width')!r} x {image.get('height')!r})"
     return None
 
 
-def annotation_problem(record: dict, image: dict, category_ids, seen) -> str | None:
-    """Why an annotation of ``image`` cannot be used, or None; ``seen`` holds the ids met before.
+def annotation_problem(record: dict, image: dict, category_ids) -> str | None:
+    """Why an annotation of ``image`` cannot be used, or None.
 
     A box may stick out of its photo, as COCO's own do by a fraction of a pixel.
     """
     bbox = record.get("bbox")
     if not is_id(record.get("id")):
         return "its id is not a whole number"
-    if record["id"] in seen:
-        return "its id is there twice"
     if not is_id(record.get("category_id")) or record["category_id"] not in category_ids:
         return f"unknown category {record.get('category_id')!r}"
     if not (isinstance(bbox, list) and len(bbox) == 4 and all(_is_finite(value) for value in bbox)):
@@ -118,7 +90,3 @@ def _is_polygon(polygon) -> bool:
         return isinstance(polygon, list) and math.isfinite(sum(polygon))  # NaN and infinity survive a sum
     except (TypeError, OverflowError):
         return False
-
-
-def _is_list_of_dicts(value) -> bool:
-    return isinstance(value, list) and all(isinstance(item, dict) for item in value)

@@ -7,14 +7,13 @@ import logging
 import os
 import re
 import signal
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import nbformat
 import papermill
 from jupyter_client import AsyncKernelManager
-from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
+from jupyter_client.kernelspec import KernelSpecManager
 from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 from tqdm import tqdm
@@ -40,13 +39,9 @@ def execute(path: Path, copy: Path, parameters: dict, cell_minutes: float | None
     running = copy.with_name(f".{copy.stem}.running.ipynb")
     running.unlink(missing_ok=True)  # of a run that was killed
     kernels: list[AsyncKernelManager] = []
-    bar = tqdm(
-        total=len(nbformat.read(path, as_version=4).cells),
-        desc=path.stem,
-        leave=False,
-        disable=None,
-        bar_format="{desc}: cell {n_fmt}/{total_fmt} |{bar:20}| {elapsed}{postfix}",
-    )
+    cells = len(nbformat.read(path, as_version=4).cells)
+    form = "{desc}: cell {n_fmt}/{total_fmt} |{bar:20}| {elapsed}{postfix}"
+    bar = tqdm(total=cells, desc=path.stem, leave=False, disable=None, bar_format=form)
     quiet = logging.getLogger("papermill")
     level = quiet.level
     quiet.setLevel(logging.CRITICAL)  # what it reports is in our message
@@ -61,15 +56,18 @@ def execute(path: Path, copy: Path, parameters: dict, cell_minutes: float | None
                 cwd=str(ROOT),
                 progress_bar=False,
                 kernel_manager_class=_kernel_class(kernels),
+                extra_arguments=["--log-level=CRITICAL"],
                 coalesce_streams=True,
                 stderr_file=_LastLine(bar),
-                on_cell_start=lambda cell, cell_index: _move(bar, cell_index),
+                on_cell_start=lambda cell, cell_index: bar.set_postfix_str("") or bar.update(cell_index - bar.n),
                 execution_timeout=round(cell_minutes * 60) or 1 if cell_minutes else None,
                 start_timeout=START_SECONDS,
                 shutdown_kernel="immediate" if cell_minutes else "graceful",
             )
     except PapermillExecutionError as error:
-        failure = f"{path.stem} failed in cell [{error.exec_count}]: {_sentence(error.ename, error.evalue)}"
+        words = (error.evalue.strip() or "no message").splitlines()[0]
+        words = words if error.ename == "UserError" else f"{error.ename}: {words}"
+        failure = f"{path.stem} failed in cell [{error.exec_count}]: {words}"
     except CellTimeoutError:
         reason = f"it ran for more than {cell_minutes:g} minutes, the limit that --cell-minutes gives a cell"
     except DeadKernelError:
@@ -84,20 +82,13 @@ def execute(path: Path, copy: Path, parameters: dict, cell_minutes: float | None
 
 
 def _kernel_class(started: list) -> type[AsyncKernelManager]:
-    """A kernel manager that starts this very Python, whatever kernels are registered on the machine."""
-
-    class ThisPython(KernelSpecManager):
-        def get_kernel_spec(self, kernel_name: str) -> KernelSpec:
-            return KernelSpec(
-                argv=[sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}", "--log-level=CRITICAL"],
-                language="python",
-                display_name="Python 3",
-                env={k: v for k, v in KERNEL_ENVIRONMENT.items() if k not in os.environ},
-            )
+    """A kernel manager that notes itself in ``started`` and starts this very Python."""
 
     class Kernel(AsyncKernelManager):
         def __init__(self, **options) -> None:
-            super().__init__(kernel_spec_manager=ThisPython(), **options)
+            # Without folders to search, Jupyter's own python3 is left: whatever kernels are registered on the machine.
+            super().__init__(kernel_spec_manager=KernelSpecManager(kernel_dirs=[]), **options)
+            self.kernel_spec.env = {k: v for k, v in KERNEL_ENVIRONMENT.items() if k not in os.environ}
             started.append(self)
 
     return Kernel
@@ -115,11 +106,9 @@ def _signals_to(kernels: list) -> Iterator[None]:
         os.kill(kernel, signal.SIGINT)
 
     old = {}
-    try:
+    with contextlib.suppress(ValueError):  # not the main thread, where signals do not arrive
         for number in (signal.SIGINT, signal.SIGTERM):
             old[number] = signal.signal(number, forward)
-    except ValueError:  # not the main thread, where signals do not arrive
-        pass
     try:
         yield
     finally:
@@ -142,11 +131,6 @@ class _LastLine:
         pass
 
 
-def _move(bar: tqdm, cell: int) -> None:
-    bar.n = cell
-    bar.set_postfix_str("")
-
-
 def _finish_copy(running: Path, copy: Path, reason: str | None) -> int | None:
     """Give the executed notebook its final name, without this machine's folders in it.
 
@@ -156,24 +140,16 @@ def _finish_copy(running: Path, copy: Path, reason: str | None) -> int | None:
     notebook = nbformat.read(running, as_version=4)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     started = [cell for cell in code if cell.metadata.get("papermill", {}).get("start_time")]
-    number = len(started)
     if reason and started:
         failed = started[-1]
-        failed.execution_count = number
-        failed.outputs.append(
-            nbformat.v4.new_output("error", ename="Stopped", evalue=reason, traceback=[f"Stopped: {reason}."])
-        )
+        failed.execution_count = len(started)
+        error = {"ename": "Stopped", "evalue": reason, "traceback": [f"Stopped: {reason}."]}
+        failed.outputs.append(nbformat.v4.new_output("error", **error))
         failed.metadata["papermill"].update(exception=True, status="failed")
         notebook.metadata["papermill"]["exception"] = True
         for cell in code[code.index(failed) + 1 :]:
             cell.metadata["papermill"]["status"] = "pending"
-    for name in ("input_path", "output_path"):
-        notebook.metadata["papermill"][name] = f"{'notebooks/' if name == 'input_path' else ''}{copy.name}"
+    notebook.metadata["papermill"].update(input_path=f"notebooks/{copy.name}", output_path=copy.name)
     write_atomic(copy, without_folders(nbformat.writes(notebook)))
     running.unlink()
-    return number
-
-
-def _sentence(name: str, message: str) -> str:
-    first = message.strip().splitlines()[0] if message.strip() else "no message"
-    return first if name == "UserError" else f"{name}: {first}"
+    return len(started)

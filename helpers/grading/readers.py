@@ -33,48 +33,47 @@ def neighbour(read):
 
 
 def read_json(path: Path, kind: type = dict):
+    must(path.exists(), f"{path.name} is missing")
     try:
         value = orjson.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise Invalid(f"{path.name} is missing") from None
     except orjson.JSONDecodeError as error:
         raise Invalid(f"{path.name} is not valid JSON ({error})") from None
     must(isinstance(value, kind), f"{path.name} is not a JSON {'list' if kind is list else 'object'}")
     return value
 
 
-def read_csv(path: Path, *columns: str, rows: int = 1) -> pd.DataFrame:
+def read_csv(path: Path, *columns: str, rows: int = 1, finite: bool | list[str] = False) -> pd.DataFrame:
+    """A table with these columns and at least so many rows; ``finite`` numbers in these columns, or in all."""
+    must(path.exists(), f"{path.name} is missing")
+    must(path.read_bytes().endswith(b"\n"), f"{path.name} is empty or cut short")
     try:
-        must(path.read_bytes().endswith(b"\n"), f"{path.name} is empty or cut short")
         table = pd.read_csv(path, dtype={"run": str, "checkpoint": str})
-    except FileNotFoundError:
-        raise Invalid(f"{path.name} is missing") from None
     except ValueError as error:
         raise Invalid(f"{path.name} is not a table ({str(error).strip().splitlines()[0]})") from None
     lacking = [name for name in columns if name not in table]
     must(not lacking, f"{path.name} has no column {', '.join(lacking)}")
     must(len(table) >= rows, f"{path.name} has no row")
+    for name in table if finite is True else finite or ():
+        wrong = table[name].isin([np.inf, -np.inf]) | table[name].isna()
+        must(not wrong.any(), f"{path.name} has a value in the column {name} that is no finite number")
     return table
 
 
-def finite(table: pd.DataFrame, name: str) -> None:
-    for column in table:
-        if table[column].isna().any() or (table[column].dtype.kind == "f" and not np.isfinite(table[column]).all()):
-            raise Invalid(f"{name} has a value in the column {column} that is no finite number")
+def pictures_in(folder: Path, deep: bool = True) -> list[Path]:
+    there = folder.rglob("*") if deep else folder.glob("*")
+    return sorted(path for path in there if path.suffix.lower() in (".png", ".jpg", ".jpeg"))
 
 
-def decodable_pictures(folder: Path, least: int = 1, deep: bool = True) -> None:
-    files = [
-        path
-        for path in (folder.rglob("*") if deep else folder.glob("*"))
-        if path.suffix.lower() in (".png", ".jpg", ".jpeg")
-    ]
+def pictures_decode(folder: Path, least: int = 1, deep: bool = True) -> None:
+    """Every picture of a folder decodes, and there are at least so many."""
+    files = pictures_in(folder, deep)
     must(len(files) >= least, f"{folder.name}/ holds no picture")
     for path in files:
         decodable(path)
 
 
 def decodable(path: Path) -> None:
+    """A picture that decodes and shows something."""
     must(path.is_file(), f"{path.name} is missing")
     try:
         with Image.open(path) as opened:

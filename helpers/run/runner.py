@@ -7,6 +7,7 @@ keeps its executed copy with the error in place, and the later ones are not run.
 from __future__ import annotations
 
 import datetime
+import functools
 import shlex
 import sys
 import time
@@ -17,28 +18,36 @@ import orjson
 
 from helpers import cli
 from helpers.config import Config
-from helpers.files import ROOT, UserError, write_json
-from helpers.grading.checks import report
-from helpers.run.headless import execute
+from helpers.files import ROOT, UserError, notebooks, portable, write_json
+from helpers.run.execution import execute
+
+say = functools.partial(print, flush=True)
 
 
 def main(argv: Sequence[str] | None = None, sources: Path = ROOT / "notebooks") -> int:
     """The command; its exit status is 0, 1 when a notebook or the grading fails, 2 for a mistake in the arguments."""
-    arguments = _parser().parse_args(argv)
+    parser = cli.parser("helpers.run", "Execute the notebooks, then write the report and the grading.")
+    some = parser.add_mutually_exclusive_group()
+    some.add_argument("--only", metavar="03,04", help="these notebooks alone")
+    some.add_argument("--from", dest="start", metavar="03", help="this notebook and the later ones")
+    parser.add_argument(
+        "--cell-minutes", type=float, metavar="M", help="stop when a cell runs for longer (else: never)"
+    )
+    arguments = parser.parse_args(argv)
     cfg, parameters = cli.configure(arguments.preset, arguments.overrides)
     paths = select(sources, arguments.only, arguments.start)
     if arguments.cell_minutes is not None and arguments.cell_minutes <= 0:
         raise UserError("--cell-minutes must be more than 0.")
     if cfg.profile_only and not arguments.only:
         paths = [path for path in paths if path.stem[:2] <= "03"]  # there will be no checkpoint to evaluate
-    folder = _short(cfg.output_dir / "notebooks")
+    folder = portable(cfg.output_dir / "notebooks")
     names = ", ".join(path.stem for path in paths)
-    _say(f"Preset {cfg.preset}, run {cfg.run_name}: {names}; executed copies go to {folder}/")
+    say(f"Preset {cfg.preset}, run {cfg.run_name}: {names}; executed copies go to {folder}/")
     for path in paths:
         failure = run_notebook(path, cfg, parameters, arguments.cell_minutes)
         if failure:
             then = f"later notebooks were not run. Go on with: {_again(arguments, path)}"
-            _say(f"{failure}\nIts executed copy is {folder}/{path.name}; {then}", sys.stderr)
+            say(f"{failure}\nIts executed copy is {folder}/{path.name}; {then}", file=sys.stderr)
             return 1
     complete = arguments.only is None and not cfg.profile_only
     return finish(cfg, must_hold=complete)
@@ -46,36 +55,35 @@ def main(argv: Sequence[str] | None = None, sources: Path = ROOT / "notebooks") 
 
 def finish(cfg: Config, must_hold: bool) -> int:
     """The report and the grading of what the notebooks left; 1 when ``must_hold`` and a deliverable does not."""
-    from helpers.grading import deliverables
+    from helpers.grading.deliverables import grade  # with PyTorch: a mistake in the arguments is refused without it
+    from helpers.report.front_page import build_report
 
-    page = report.build_report(cfg)
-    rows = deliverables.grade(cfg)
+    page = build_report(cfg)
+    rows = grade(cfg)
     wrong = [row for row in rows if not row["valid"]]
     hold = f"{len(rows) - len(wrong)} of {len(rows)} deliverables hold"
-    _say(f"report: {_short(page)}\ngrading: {hold} ({_short(cfg.output_dir)}/deliverables.json)")
+    say(f"report: {portable(page)}\ngrading: {hold} ({portable(cfg.output_dir)}/grading.json)")
     for row in wrong if must_hold else ():
-        _say(f"  {row['name']}: {row['reason']}", sys.stderr)
+        say(f"  {row['name']}: {row['reason']}", file=sys.stderr)
     return 1 if wrong and must_hold else 0
 
 
 def select(folder: Path, only: str | None = None, start: str | None = None) -> list[Path]:
-    """The notebooks ``0?_*.ipynb`` of a folder in order: those named in ``only`` (``03,04``), or from ``start`` on.
+    """The notebooks of a folder in order: those named in ``only`` (``03,04``), or from ``start`` on.
 
     A notebook goes by its number or by its name. Raises UserError for one that is not there.
     """
-    paths = sorted(folder.glob("0?_*.ipynb"))
+    paths = notebooks(folder)
+    if not paths:
+        raise UserError(f"There is no notebook to run in {portable(folder)}/.")
     known = {key: path for path in paths for key in (path.stem[:2], path.stem, path.name)}
-    wanted = [name.strip() for name in only.split(",") if name.strip()] if only else [start] if start else []
+    wanted = [name.strip() for name in (only or start or "").split(",") if name.strip()]
     for name in wanted:
         if name not in known:
-            raise UserError(
-                f"There is no notebook {name!r}; there are {', '.join(path.stem for path in paths) or 'none'}."
-            )
-    if not paths or (only is not None and not wanted):
-        raise UserError(
-            f"There is no notebook to run in {_short(folder)}/." if not paths else "--only names no notebook."
-        )
-    if only:
+            raise UserError(f"There is no notebook {name!r}; there are {', '.join(path.stem for path in paths)}.")
+    if only is not None:
+        if not wanted:
+            raise UserError("--only names no notebook.")
         return [path for path in paths if path in {known[name] for name in wanted}]
     return paths[paths.index(known[start]) :] if start else paths
 
@@ -90,7 +98,7 @@ def run_notebook(path: Path, cfg: Config, parameters: dict, cell_minutes: float 
     except OSError as error:  # a full disk, a folder that may not be written
         failure = f"{path.stem} could not be executed: {error.strerror or error}."
     seconds = time.perf_counter() - began
-    _say(f"{path.stem:<20} {'failed after ' if failure else ''}{seconds:.1f} s")
+    say(f"{path.stem:<20} {'failed after ' if failure else ''}{seconds:.1f} s")
     note_time(copy.parent / "timings.json", path.stem, seconds, failure is None)
     return failure
 
@@ -107,33 +115,6 @@ def note_time(file: Path, name: str, seconds: float, succeeded: bool) -> None:
 
 
 def _again(arguments, path: Path) -> str:
-    command = [
-        _short(Path(sys.executable)) if Path(sys.executable).is_relative_to(ROOT) else "python",
-        "-m",
-        "helpers.run",
-        "--preset",
-        arguments.preset,
-        *arguments.overrides,
-        "--from",
-        path.stem[:2],
-    ]
-    return shlex.join(command)
-
-
-def _short(path: Path) -> str:
-    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
-
-
-def _say(text: str, file=None) -> None:
-    print(text, file=file or sys.stdout, flush=True)
-
-
-def _parser():
-    made = cli.parser("helpers.run", "Execute the notebooks, then write the report and the grading.")
-    some = made.add_mutually_exclusive_group()
-    some.add_argument("--only", metavar="03,04", help="these notebooks alone")
-    some.add_argument("--from", dest="start", metavar="03", help="this notebook and the later ones")
-    made.add_argument(
-        "--cell-minutes", type=float, metavar="M", help="stop when a cell runs for longer (no limit unless given)"
-    )
-    return made
+    python = Path(sys.executable)
+    words = [str(python.relative_to(ROOT)) if python.is_relative_to(ROOT) else "python", "-m", "helpers.run"]
+    return shlex.join([*words, "--preset", arguments.preset, *arguments.overrides, "--from", path.stem[:2]])

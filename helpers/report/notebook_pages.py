@@ -24,79 +24,31 @@ LIMIT = 14_000_000  # bytes of a page; the promise is 15 MB
 LONG_TEXT = 200_000  # characters of one output
 LONG_TABLE = 30  # rows
 WIDGET = "application/vnd.jupyter.widget-view+json"
+CONTROL = "(a live control: it needs a running kernel; the report's index.html can be browsed without one)"
 WIDGET_STATE = "application/vnd.jupyter.widget-state+json"
-TAGS = frozenset(
-    [
-        "a",
-        "abbr",
-        "b",
-        "blockquote",
-        "br",
-        "caption",
-        "code",
-        "col",
-        "colgroup",
-        "dd",
-        "del",
-        "details",
-        "div",
-        "dl",
-        "dt",
-        "em",
-        "h1",
-        "h2",
-        "h3",
-        "h4",
-        "h5",
-        "h6",
-        "hr",
-        "i",
-        "img",
-        "kbd",
-        "li",
-        "ol",
-        "p",
-        "pre",
-        "progress",
-        "q",
-        "s",
-        "samp",
-        "small",
-        "span",
-        "strong",
-        "sub",
-        "summary",
-        "sup",
-        "table",
-        "tbody",
-        "td",
-        "tfoot",
-        "th",
-        "thead",
-        "tr",
-        "u",
-        "ul",
-        "var",
-    ]
+TAGS = (
+    "a abbr b blockquote br caption code col colgroup dd del details div dl dt em h1 h2 h3 h4 h5 h6 hr i img kbd li "
+    "ol p pre progress q s samp small span strong sub summary sup table tbody td tfoot th thead tr u ul var"
 )
+ATTRIBUTES = "class id title alt style colspan rowspan scope value max width height open"
+STYLES = ["color", "background-color", "font-weight", "text-align", "width", "max-width"]
 
 
 @functools.cache
 def templates() -> jinja2.Environment:
     """The templates of ``helpers/report/templates``; everything that is put into them is escaped."""
+    strict = {"autoescape": True, "undefined": jinja2.StrictUndefined}
     return jinja2.Environment(
-        loader=jinja2.PackageLoader("helpers.report"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+        loader=jinja2.PackageLoader("helpers.report"), trim_blocks=True, lstrip_blocks=True, **strict
     )
 
 
 def notebook_page(notebook_file: Path) -> tuple[str, str]:
     """The page of an executed notebook, and its title. Raises ValueError when the file is no notebook."""
     notebook = nbformat.read(notebook_file, as_version=4)
-    title = title_of(notebook, notebook_file.stem)
+    prose = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    heading = re.search(r"^#\s+(.+)$", prose, re.MULTILINE)
+    title = heading[1].strip() if heading else notebook_file.stem
     for side in (1400, 900, 500):  # smaller pictures only where the page would be too large
         page = _render(notebook_file.stem, title, _still(notebook, side))
         if len(page.encode()) < LIMIT:
@@ -104,32 +56,19 @@ def notebook_page(notebook_file: Path) -> tuple[str, str]:
     return page, title
 
 
-def title_of(notebook: nbformat.NotebookNode, otherwise: str) -> str:
-    """A notebook's title: the first heading in it."""
-    for cell in notebook.cells:
-        heading = re.search(r"^#\s+(.+)$", cell.source, re.MULTILINE) if cell.cell_type == "markdown" else None
-        if heading:
-            return heading.group(1).strip()
-    return otherwise
-
-
 def _render(name: str, title: str, notebook: nbformat.NotebookNode) -> str:
-    exporter = HTMLExporter(template_name="basic", exclude_anchor_links=True)
-    body, _ = exporter.from_notebook_node(notebook)
-    return (
-        templates()
-        .get_template("notebook.html")
-        .render(
-            name=name,
-            title=title,
-            body=markupsafe.Markup(without_folders(clean(body))),
-            highlighting=markupsafe.Markup(HtmlFormatter(style="default").get_style_defs(".highlight")),
-        )
-    )
+    body, _ = HTMLExporter(template_name="basic", exclude_anchor_links=True).from_notebook_node(notebook)
+    safe = markupsafe.Markup(without_folders(clean(body)))
+    colours = markupsafe.Markup(HtmlFormatter(style="default").get_style_defs(".highlight"))
+    return templates().get_template("notebook.html").render(name=name, title=title, body=safe, highlighting=colours)
 
 
 def clean(html: str) -> str:
-    """Notebook HTML with known-harmless tags and attributes alone: no script, no frame, nothing fetched."""
+    """Notebook HTML with known-harmless tags and attributes alone: no script, no frame, nothing fetched.
+
+    nbconvert's own (``sanitize_html``) takes no options: it escapes paragraphs, table heads and embedded pictures. Its
+    preprocessor does, but drops every data URI, leaves the text of scripts, and does not see what Markdown becomes.
+    """
     soup = BeautifulSoup(html, "html.parser")
     for element in soup(["script", "style", "iframe", "object", "embed", "link", "meta", "base", "form"]):
         element.decompose()
@@ -143,48 +82,25 @@ def clean(html: str) -> str:
             sources.append(source)
         else:
             element.replace_with(f"[picture: {element.get('alt') or 'without a description'}]")
-    css = CSSSanitizer(
-        allowed_css_properties=["color", "background-color", "font-weight", "text-align", "width", "max-width"]
-    )
-    safe = bleach.clean(
-        str(soup), tags=TAGS, attributes=_harmless, css_sanitizer=css, strip=True, protocols={"http", "https"}
-    )
+    css = CSSSanitizer(allowed_css_properties=STYLES)
+    options = {"tags": TAGS.split(), "attributes": _harmless, "protocols": {"http", "https"}}
+    safe = bleach.clean(str(soup), css_sanitizer=css, strip=True, **options)
     return re.sub(r'src="#picture-(\d+)"', lambda match: f'src="{sources[int(match.group(1))]}"', safe)
 
 
 def _fold(soup: BeautifulSoup) -> None:
     """Put the parameters, and tables that are longer than a screen, behind a line that opens them."""
     folded = [(cell, "Parameters") for cell in soup.select(".celltag_parameters .input_area")]
-    folded += [
-        (table, f"Table with {len(rows)} rows")
-        for table in soup.select(".output_html table")
-        if len(rows := table("tr")) > LONG_TABLE
-    ]
+    tables = [(table, len(table("tr"))) for table in soup.select(".output_html table")]
+    folded += [(table, f"Table with {rows} rows") for table, rows in tables if rows > LONG_TABLE]
     for element, words in folded:
-        summary = soup.new_tag("summary")
-        summary.string = words
-        details = element.wrap(soup.new_tag("details"))
-        details.insert(0, summary)
+        element.wrap(soup.new_tag("details")).insert(0, soup.new_tag("summary", string=words))
 
 
 def _harmless(tag: str, name: str, value: str) -> bool:
     if tag == "img" and name == "src":
         return re.fullmatch(r"#picture-\d+", value) is not None
-    return name in {
-        "class",
-        "id",
-        "title",
-        "alt",
-        "style",
-        "colspan",
-        "rowspan",
-        "scope",
-        "value",
-        "max",
-        "width",
-        "height",
-        "open",
-    } or (tag == "a" and name == "href")
+    return name in ATTRIBUTES.split() or (tag == "a" and name == "href")
 
 
 def _still(notebook: nbformat.NotebookNode, side: int) -> nbformat.NotebookNode:
@@ -197,18 +113,13 @@ def _still(notebook: nbformat.NotebookNode, side: int) -> nbformat.NotebookNode:
             data = output.get("data", {})
             if WIDGET in data:
                 text = _widget_text(widgets, data[WIDGET].get("model_id"))
-                output["data"] = data = {
-                    "text/plain": text
-                    or "(a live control: it needs a running kernel; the report's index.html can be browsed without one)"
-                }
+                output["data"] = data = {"text/plain": text or CONTROL}
             data.pop("application/javascript", None)
             for holder, key in [(output, "text"), *((data, kind) for kind in list(data) if kind.startswith("text/"))]:
-                if len(holder.get(key, "")) > LONG_TEXT:
-                    holder[key] = (
-                        f"{holder[key][:LONG_TEXT]}\n(cut here: {len(holder[key])} characters)"
-                        if key != "text/html"
-                        else "(a table too long for this page)"
-                    )
+                text = holder.get(key, "")
+                if len(text) > LONG_TEXT:
+                    cut = f"{text[:LONG_TEXT]}\n(cut here: {len(text)} characters)"
+                    holder[key] = cut if key != "text/html" else "(a table too long for this page)"
             for kind in ("image/png", "image/jpeg"):
                 if kind in data:
                     _shrink(output, kind, side)

@@ -1,0 +1,82 @@
+"""The colours of boxes, and pictures side by side."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image, ImageColor
+
+from helpers.files import ROOT
+from helpers.pictures.colours import PREDICTED, TRUTH
+from helpers.pictures.draw import Box, paint
+from helpers.pictures.grids import before_after, sheet, tile
+
+RED, GREEN = ImageColor.getrgb(PREDICTED), ImageColor.getrgb(TRUTH)
+# Machado, Oliveira and Fernandes, "A Physiologically-based Model for Simulation of Color Vision Deficiency", 2009
+EYES = {
+    "deuteranopia": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
+    "protanopia": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+}
+
+
+def linear(colour: tuple) -> np.ndarray:
+    value = np.array(colour) / 255
+    return np.where(value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4)
+
+
+def lab(rgb: np.ndarray) -> np.ndarray:
+    """Linear sRGB to CIE Lab (D65)."""
+    to_xyz = [[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]
+    x, y, z = np.cbrt(np.clip(to_xyz @ rgb, 0.009, None) / (0.9505, 1, 1.089))
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
+@pytest.mark.parametrize("eye", EYES)
+def test_green_and_red_can_be_told_apart(eye):
+    """A pure green and a pure red of one brightness are one colour to one man in twelve."""
+    seen = [lab(np.clip(EYES[eye] @ linear(colour), 0, 1)) for colour in (GREEN, RED)]
+    assert np.linalg.norm(seen[0] - seen[1]) > 20  # CIE76; 2 is just noticeable
+    for colour in (GREEN, RED):  # WCAG's contrast of the labels' white letters
+        assert 1.05 / (linear(colour) @ (0.2126, 0.7152, 0.0722) + 0.05) >= 4.5
+
+
+def test_the_report_has_the_same_two_colours():
+    style = (ROOT / "helpers" / "report" / "templates" / "style.css").read_text()
+    assert f"--truth: {TRUTH}; --predicted: {PREDICTED};" in style
+
+
+def pixels(image: Image.Image, colour: tuple) -> np.ndarray:
+    return np.argwhere((np.asarray(image) == colour).all(axis=-1))
+
+
+def test_a_part_of_the_photo_has_its_boxes_where_they_are():
+    """A box that goes on outside of the part must not end at its border; one that leaves the photo ends there."""
+    photo = Image.new("RGB", (400, 200), "white")
+    part = paint(photo, [Box((150, 50, 350, 100), "")], 300, region=(100, 0, 200, 100))
+    rows, columns = pixels(part, GREEN).T
+    assert part.size == (300, 300) and columns.min() == pytest.approx(150, abs=2) and columns.max() == 299
+    assert len(pixels(part.crop((290, 170, 300, 280)), GREEN)) == 0
+    whole = paint(photo, [Box((-50, -50, 900, 900), "")], 400)
+    assert all(
+        len(pixels(whole.crop(edge), GREEN)) for edge in ((0, 50, 4, 60), (396, 50, 400, 60), (50, 196, 60, 200))
+    )
+
+
+def test_portrait_and_landscape_side_by_side():
+    """Pictures of one size stretch photos; captions that overlap the next picture cannot be read."""
+    photos = [np.full(shape, 90, np.uint8) for shape in ((300, 200, 3), (100, 400, 3), (50, 50, 3), (60, 300, 3))]
+    figure = before_after([(p, np.array([[5, 5, 15, 15]]), ["cup"]) for p in photos] * 2, ["a title " * 9] * 8)
+    figure.savefig(buffer := io.BytesIO(), dpi=110)  # as save_figure does
+    drawn = np.asarray(Image.open(buffer).convert("RGB"))
+    grey = (np.abs(drawn.astype(int) - 90) < 3).all(axis=-1)
+    rows = np.flatnonzero(grey.sum(axis=1) > 100)  # of the photos, not of the letters
+    assert (np.diff(rows) > 1).sum() == 1, "two lines of pictures with white between them"
+    widths = [(grey[:, k * 306 : (k + 1) * 306].sum(axis=0) > 20).sum() for k in range(4)]
+    assert np.allclose(widths, [200, 300, 300, 300], atol=3) and drawn.shape[1] == 4 * 306
+
+
+def test_a_sheet_of_nothing_says_so():
+    assert sheet([], 4, "No photo.").texts[0].get_text() == "No photo."
+    assert tile(Image.new("RGB", (10, 10)), "two\nlines of <text>\x00", 200).width == 200

@@ -20,7 +20,7 @@ from transformers import DetrImageProcessor
 from helpers.augment import Augment
 from helpers.collator import read_processor
 from helpers.dataset import CocoDetection, epoch_batches
-from helpers.index import CocoIndex
+from helpers.download.coco import read_index
 from helpers.synthetic_data.copy_paste import CopyPaste
 from helpers.synthetic_data.objects import Segmentations, cut_pool
 from helpers.synthetic_data.on_the_fly import PasteStep
@@ -41,7 +41,7 @@ def main() -> None:
 
 
 def report(annotation_file: Path, image_dir: Path, arguments: argparse.Namespace) -> None:
-    whole = CocoIndex.open(annotation_file, image_dir)
+    whole = read_index(annotation_file, image_dir)
     index = whole.take(np.random.default_rng(arguments.seed).permutation(len(whole))[: arguments.photos])
     segmentations, size = Segmentations.read(index, annotation_file), arguments.size
     pool = cut_pool(segmentations, arguments.seed)

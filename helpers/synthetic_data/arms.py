@@ -13,9 +13,10 @@ import numpy as np
 import orjson
 
 from helpers.config import Config
+from helpers.download.coco import read_index
 from helpers.download.photos import link_or_copy
 from helpers.files import write_atomic, write_json
-from helpers.index import CocoIndex, open_split
+from helpers.index import CocoIndex, index_file, open_split
 from helpers.synthetic_data.objects import Segmentations
 from helpers.synthetic_data.offline import SPLIT, published, write_synthetic
 from helpers.synthetic_data.on_the_fly import recipe
@@ -178,13 +179,16 @@ def _write(ours: Config, index: CocoIndex, photos: list[dict]) -> int:
         ]
     categories = [{"id": key, "name": name} for key, name in zip(index.category_ids, index.classes)]
     document = {"categories": categories, "images": images, "annotations": annotations}
-    write_atomic(ours.annotation_file(SPLIT), orjson.dumps(document))
+    file = write_atomic(ours.annotation_file(SPLIT), orjson.dumps(document))
+    read_index(file, ours.image_dir(SPLIT)).save(file)
     return len(seen)
 
 
 def _link_validation(cfg: Config, ours: Config) -> None:
     """The validation split of every arm is that of the data set, the same files."""
-    link_or_copy(cfg.annotation_file("val2017"), ours.annotation_file("val2017"))
+    theirs, mine = cfg.annotation_file("val2017"), ours.annotation_file("val2017")
+    for source, path in ((theirs, mine), (index_file(theirs), index_file(mine))):
+        link_or_copy(source, path)
     index = open_split(cfg, "val2017")
     for i, name in enumerate(index.file_names.tolist()):
         link_or_copy(index.path(i).resolve(), ours.image_dir("val2017") / name)

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from helpers.boxes import xywh_to_xyxy
 from helpers.dataset import read_image
 from helpers.index import CocoIndex
+from helpers.pictures.charts import heat_map
 from helpers.pictures.colours import BLUE, GREY, ORANGE, PURPLE, SKY
 from helpers.pictures.grids import before_after
 from helpers.scenes.compositor import Layer
@@ -137,16 +138,12 @@ def co_occurrence(indices: dict[str, CocoIndex]) -> Figure:
     figure = Figure(figsize=(12, 1.6 + 0.34 * len(order)), layout="constrained")
     for axis, (name, index) in zip(figure.subplots(1, 2), indices.items()):
         together = 100 * Context.of(index).together[np.ix_(order, order)]
-        axis.imshow(together, cmap="Blues", vmin=0, vmax=100, aspect="auto")
-        for (r, c), value in np.ndenumerate(together):
-            axis.text(
-                c, r, f"{value:.0f}", ha="center", va="center", fontsize=8, color="white" if value > 60 else "black"
-            )
+        heat_map(axis, together, lambda r, c, values=together: f"{values[r, c]:.0f}", most=100)
+        axis.set_title(name)
         axis.set_xticks(
             np.arange(len(order)), [first.classes[k] for k in order], rotation=60, ha="right", parse_math=False
         )
         axis.set_yticks(np.arange(len(order)), [first.classes[k] for k in order], parse_math=False)
-        axis.set_title(name)
     return figure
 
 

@@ -15,6 +15,7 @@ import orjson
 from tqdm import tqdm
 
 from helpers.dataset import read_image
+from helpers.download.coco import read_index
 from helpers.files import UserError, write_atomic, write_json
 from helpers.index import CocoIndex
 from helpers.scenes.compositor import Layer
@@ -97,7 +98,7 @@ def _finished(folder: Path, request: dict, photos: int) -> dict | None:
 
 def open_synthetic(folder: Path) -> CocoIndex:
     """The index of a set of :func:`write_synthetic`."""
-    return CocoIndex.open(folder / "annotations" / f"instances_{SPLIT}.json", folder / "images" / SPLIT)
+    return read_index(folder / "annotations" / f"instances_{SPLIT}.json", folder / "images" / SPLIT)
 
 
 def _request(copy_paste: CopyPaste, count: int, seed: int, first_id: int) -> dict:

@@ -1,4 +1,4 @@
-# make run | test | lab | report | grade | bench      PRESET=demo (or mini, coco_top10, coco_street)   ARGS="epochs=3 --from 03"
+# make run | test | lab | report | grade | bench | gpu-check      PRESET=demo (or mini, coco_top10, coco_street)   ARGS="epochs=3 --from 03"
 PRESET ?= demo
 ARGS ?=
 
@@ -14,7 +14,7 @@ export NO_ALBUMENTATIONS_UPDATE := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
 export PYDEVD_DISABLE_FILE_VALIDATION := 1
 
-.PHONY: run test lab report grade bench setup install chromium
+.PHONY: run test lab report grade bench gpu-check setup install chromium
 
 BENCHMARKS := data_path annotation_index step loss demo_training evaluation metric growth projection
 
@@ -34,6 +34,10 @@ test: setup chromium
 bench: setup
 	@"$(PYTHON)" -m pip install --quiet --no-deps torchmetrics==1.9.0 lightning-utilities==0.15.3  # one of the other sides
 	@for name in $(BENCHMARKS); do echo; echo "## $$name"; "$(PYTHON)" benchmarks/$$name.py || exit 1; done
+
+# What only a GPU can show, in ten minutes and without the network: artifacts/gpu_check/. A CPU shows what it can.
+gpu-check: setup
+	@"$(PYTHON)" benchmarks/gpu_check.py $(ARGS)
 
 # Only this machine can reach it, and only with the token that it prints.
 lab: setup

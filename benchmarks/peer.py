@@ -146,7 +146,14 @@ class _Clock(TrainerCallback):
 
 
 def train(
-    model: torch.nn.Module, photos, collate, batch_size: int, steps: int, bf16: bool = False, workers: int = 0
+    model: torch.nn.Module,
+    photos,
+    collate,
+    batch_size: int,
+    steps: int,
+    bf16: bool = False,
+    workers: int = 0,
+    fp16: bool = False,
 ) -> list[float]:
     """Train ``steps`` steps with the Trainer, as the task guide sets it; the seconds from each step's end to the next
     one's.
@@ -161,6 +168,7 @@ def train(
             max_grad_norm=0.1,
             lr_scheduler_type="cosine",
             bf16=bf16,
+            fp16=fp16,
             use_cpu=not torch.cuda.is_available(),
             dataloader_num_workers=workers,
             remove_unused_columns=False,

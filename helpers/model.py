@@ -19,6 +19,8 @@ from helpers.files import ROOT, UserError
 from helpers.index import CocoIndex
 from helpers.patches import mend
 
+# No pickle, and a checkpoint's own code is never run.
+SAFE = {"dtype": torch.float32, "use_safetensors": True, "trust_remote_code": False}
 BACKBONE = re.compile(r"(backbone|conv_encoder)\.model$")  # where transformers' detectors keep theirs
 
 
@@ -68,27 +70,19 @@ def load_detector(
     quiet()
     processor = load_processor(where, cfg.image_size)
     with _said_plainly(str(source or cfg.model)):
-        theirs = AutoConfig.from_pretrained(where, trust_remote_code=False)  # a checkpoint's own code is never run
+        theirs = AutoConfig.from_pretrained(where, trust_remote_code=False)
         names = theirs.id2label if class_head == "whole" else dict(enumerate(classes))
         torch.manual_seed(cfg.seed)  # of the rows that start untrained
-        model, info = AutoModelForObjectDetection.from_pretrained(
-            where,
-            id2label=names,
-            label2id={name: k for k, name in names.items()},
-            auxiliary_loss=cfg.auxiliary_loss,
-            dtype=torch.float32,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-            use_safetensors=True,
-            trust_remote_code=False,
-        )
+        ours = {"id2label": names, "label2id": {name: k for k, name in names.items()}}
+        ours |= {"auxiliary_loss": cfg.auxiliary_loss, "ignore_mismatched_sizes": True, "output_loading_info": True}
+        model, info = AutoModelForObjectDetection.from_pretrained(where, **ours, **SAFE)
     report = _loading_report(str(source or cfg.model), model, info)
     fresh: set[str] = set()
     if class_head == "reset":
         fresh = reset_head(model)
         report.append(f"class rows newly initialised in {', '.join(sorted(fresh))}")
     elif class_head == "remap" and list(theirs.id2label.values()) != list(classes):
-        whole = AutoModelForObjectDetection.from_pretrained(where, dtype=torch.float32, use_safetensors=True)
+        whole = AutoModelForObjectDetection.from_pretrained(where, **SAFE)
         fresh = remap_head(model, whole, classes, report)
     freeze(model, cfg.freeze_stages)
     mend(model)

@@ -8,9 +8,20 @@ from pathlib import Path
 
 import pytest
 
-from helpers.files import ROOT
-
 sys.path.insert(0, str(Path(__file__).parent / "support"))  # for `from mirror import Mirror`, from every folder
+
+from coco_folder import COCO_REAL, TRAINED  # noqa: E402
+
+ON_A_TRAINED_DETECTOR = ["error_analysis/test_trained_detector.py"]
+collect_ignore = [] if TRAINED.is_dir() and COCO_REAL.is_dir() else ON_A_TRAINED_DETECTOR
+
+
+def pytest_report_header() -> list[str]:
+    """What a reader of the results must know: which tests had nothing to run on."""
+    missing = [path.name for path in (TRAINED, COCO_REAL) if not path.is_dir()]
+    if not missing:
+        return []
+    return [f"Not here: {' and '.join(missing)}. NOT TESTED on a trained detector: {', '.join(ON_A_TRAINED_DETECTOR)}"]
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +44,6 @@ def coco_source(tmp_path_factory) -> Path:
     """
     from coco_folder import scenes_like_coco
 
-    real = ROOT.parent / "shared" / "coco_real"
-    if real.is_dir() and os.environ.get("COCO_SOURCE") != "scenes":
-        return real
+    if COCO_REAL.is_dir() and os.environ.get("COCO_SOURCE") != "scenes":
+        return COCO_REAL
     return scenes_like_coco(tmp_path_factory.mktemp("coco"), n_train=60, n_val=40)

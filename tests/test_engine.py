@@ -9,8 +9,8 @@ import tiny
 import torch
 from safetensors.torch import load_file
 
-from helpers.engine import MovingAverage, lr_factor
 from helpers.files import UserError
+from helpers.schedule import MovingAverage, lr_factor
 from helpers.train import run_folder
 from helpers.train.training import train
 

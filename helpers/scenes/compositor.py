@@ -13,7 +13,7 @@ import numpy as np
 
 @dataclass(frozen=True, eq=False)
 class Sprite:
-    """A picture that can be pasted: `rgba` uint8 [H, W, 4], straight alpha, cropped to what is visible.
+    """A picture that can be pasted: `rgba` uint8 [H, W, 4], cropped to what is visible.
 
     `name` is its class, `base` what it was made from.
     """
@@ -103,8 +103,8 @@ class Canvas:
             return False
         self.layers = [layer for layer in after if id(layer) not in lost] + [new]
         self.dropped += len(lost)
-        keep = 255 - inside[..., 3:].astype(np.uint16)
-        self.image[box] = inside[..., :3] + (self.image[box] * keep + 127) // 255
+        keep = cv2.merge([255 - inside[..., 3]] * 3)
+        self.image[box] = cv2.add(cv2.multiply(self.image[box], keep, scale=1 / 255), inside[..., :3])
         return True
 
     def _recognisable(self, layer: Layer) -> bool:
@@ -115,7 +115,7 @@ class Canvas:
 
 def premultiplied(rgba: np.ndarray) -> np.ndarray:
     """Colours times alpha, uint8 [H, W, 4]: the edge of what is then resized stays free of what is behind it."""
-    return np.dstack([cv2.multiply(rgba[..., :3], np.dstack([rgba[..., 3]] * 3), scale=1 / 255), rgba[..., 3]])
+    return np.dstack([cv2.multiply(rgba[..., :3], cv2.merge([rgba[..., 3]] * 3), scale=1 / 255), rgba[..., 3]])
 
 
 def cropped(rgba: np.ndarray) -> np.ndarray:

@@ -13,9 +13,10 @@ import numpy as np
 import orjson
 
 from helpers.config import Config
+from helpers.download.coco import read_index
 from helpers.download.photos import link_or_copy
 from helpers.files import write_atomic, write_json
-from helpers.index import CocoIndex, open_split
+from helpers.index import CocoIndex, index_file, open_split
 from helpers.synthetic_data.objects import Segmentations
 from helpers.synthetic_data.offline import SPLIT, published, write_synthetic
 from helpers.synthetic_data.on_the_fly import recipe
@@ -137,8 +138,9 @@ def _real(cfg: Config, index: CocoIndex, count: int) -> list[dict]:
 def _synthetic(cfg: Config, index: CocoIndex, ours: Config, places: str, count: int) -> list[dict]:
     """``count`` synthetic photos, all of them different."""
     folder = ours.data_dir / ".synthetic"
-    first = 1 + max(_highest(index), _highest(open_split(cfg, "val2017")))
-    write_synthetic(folder, recipe(ours.with_(data_dir=cfg.data_dir), index, places), count, ours.seed, first)
+    write_synthetic(
+        folder, recipe(ours.with_(data_dir=cfg.data_dir), index, places), count, ours.seed, first_free_id(cfg)
+    )
     document = orjson.loads((folder / "annotations" / f"instances_{SPLIT}.json").read_bytes())
     records = {image["id"]: [] for image in document["images"]}
     for record in document["annotations"]:
@@ -152,8 +154,10 @@ def _repeated(photos: list[dict], count: int) -> list[dict]:
     return [photos[k % len(photos)] for k in range(count)]
 
 
-def _highest(index: CocoIndex) -> int:
-    return int(max(index.image_ids.max(initial=0), index.annotation_ids.max(initial=0)))
+def first_free_id(cfg: Config) -> int:
+    """Image ids from here on are no photo's of the data set, and annotation ids made from them no annotation's."""
+    indices = [open_split(cfg, split) for split in (SPLIT, "val2017")]
+    return 1 + max(int(ids.max(initial=0)) for index in indices for ids in (index.image_ids, index.annotation_ids))
 
 
 def _write(ours: Config, index: CocoIndex, photos: list[dict]) -> int:
@@ -175,13 +179,16 @@ def _write(ours: Config, index: CocoIndex, photos: list[dict]) -> int:
         ]
     categories = [{"id": key, "name": name} for key, name in zip(index.category_ids, index.classes)]
     document = {"categories": categories, "images": images, "annotations": annotations}
-    write_atomic(ours.annotation_file(SPLIT), orjson.dumps(document))
+    file = write_atomic(ours.annotation_file(SPLIT), orjson.dumps(document))
+    read_index(file, ours.image_dir(SPLIT)).save(file)
     return len(seen)
 
 
 def _link_validation(cfg: Config, ours: Config) -> None:
     """The validation split of every arm is that of the data set, the same files."""
-    link_or_copy(cfg.annotation_file("val2017"), ours.annotation_file("val2017"))
+    theirs, mine = cfg.annotation_file("val2017"), ours.annotation_file("val2017")
+    for source, path in ((theirs, mine), (index_file(theirs), index_file(mine))):
+        link_or_copy(source, path)
     index = open_split(cfg, "val2017")
     for i, name in enumerate(index.file_names.tolist()):
         link_or_copy(index.path(i).resolve(), ours.image_dir("val2017") / name)

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 
 from helpers.index import CocoIndex
-from helpers.scenes.compositor import Canvas, Layer, Sprite, cropped, premultiplied
+from helpers.scenes.compositor import Canvas, Layer, Sprite, cropped
 from helpers.synthetic_data.objects import Pool, Segmentations, originals
 
 MIN_VISIBLE = 0.3  # share of a thing that occlusion and the border must leave, or it is no object to learn from
@@ -133,7 +133,7 @@ class _Painter:
         scale = np.exp(rng.uniform(*np.log(SCALES))) * self.factor
         scale *= min(1.0, LARGEST * max(self.height, self.width) / max(width * scale[0], height * scale[1]))
         size = max(1, round(width * scale[0])), max(1, round(height * scale[1]))
-        rgba = premultiplied(sprite.rgba[:, ::-1] if rng.random() < 0.5 else sprite.rgba)
+        rgba = sprite.rgba[:, ::-1] if rng.random() < 0.5 else sprite.rgba
         return cropped(cv2.resize(rgba, size, interpolation=cv2.INTER_AREA if max(scale) < 1 else cv2.INTER_LINEAR))
 
     def _place(self, rng: np.random.Generator, label: int) -> tuple[float, float]:

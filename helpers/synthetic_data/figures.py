@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from helpers.boxes import xywh_to_xyxy
 from helpers.dataset import read_image
 from helpers.index import CocoIndex
+from helpers.pictures.charts import heat_map
 from helpers.pictures.colours import BLUE, GREY, ORANGE, PURPLE, SKY
 from helpers.pictures.grids import before_after
 from helpers.scenes.compositor import Layer
@@ -67,7 +68,7 @@ def steps(copy_paste: CopyPaste, made: Synthetic) -> Figure:
     rgba = layer.label.rgba.astype(np.float32)
     alpha = rgba[..., 3:] / 255
     squares = 180 + 50.0 * (np.add.outer(np.arange(rgba.shape[0]) // 8, np.arange(rgba.shape[1]) // 8)[..., None] % 2)
-    clear = (rgba[..., :3] * alpha + squares * (1 - alpha)).astype(np.uint8)
+    clear = (rgba[..., :3] + squares * (1 - alpha)).astype(np.uint8)
     there = [segmentations.layer(r, made.background, *before.shape[:2]) for r in index.rows(made.background, False)]
     parts = things(copy_paste, made)
     names = [index.classes[index.labels[each.label]] for each in there]
@@ -124,7 +125,7 @@ def statistics(indices: dict[str, CocoIndex]) -> Figure:
     classes.set_xlabel("% of the objects")
     classes.legend()
     sizes.set(xscale="log", xlabel="square root of the area (pixels)", ylabel="% of the objects")
-    sizes.set_xticks([8, 16, 32, 64, 96, 200, 400], ["8", "16", "32", "64", "96", "200", "400"])
+    sizes.set_xticks([8, 16, 32, 96, 200, 400], ["8", "16", "32", "96", "200", "400"])
     sizes.minorticks_off()
     counts.set(xlabel="objects in a photo", ylabel="% of the photos")
     return figure
@@ -137,16 +138,12 @@ def co_occurrence(indices: dict[str, CocoIndex]) -> Figure:
     figure = Figure(figsize=(12, 1.6 + 0.34 * len(order)), layout="constrained")
     for axis, (name, index) in zip(figure.subplots(1, 2), indices.items()):
         together = 100 * Context.of(index).together[np.ix_(order, order)]
-        axis.imshow(together, cmap="Blues", vmin=0, vmax=100, aspect="auto")
-        for (r, c), value in np.ndenumerate(together):
-            axis.text(
-                c, r, f"{value:.0f}", ha="center", va="center", fontsize=8, color="white" if value > 60 else "black"
-            )
+        heat_map(axis, together, lambda r, c, values=together: f"{values[r, c]:.0f}", most=100)
+        axis.set_title(name)
         axis.set_xticks(
             np.arange(len(order)), [first.classes[k] for k in order], rotation=60, ha="right", parse_math=False
         )
         axis.set_yticks(np.arange(len(order)), [first.classes[k] for k in order], parse_math=False)
-        axis.set_title(name)
     return figure
 
 
@@ -177,7 +174,7 @@ def effects_figure(effects: pd.DataFrame, groups: Sequence[str] = ("all", "small
     columns = min(4, max(1, len(groups)))
     lines = -(-max(1, len(groups)) // columns)
     figure = Figure(figsize=(3.1 * columns + 2.2, lines * (1.2 + 0.3 * max(2, len(rows)))), layout="constrained")
-    axes = figure.subplots(lines, columns, squeeze=False, sharey=True)
+    axes = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True)
     for axis in axes.flat[len(groups) :]:
         axis.axis("off")
     for axis, group in zip(axes.flat, groups):

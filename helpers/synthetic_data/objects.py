@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import cv2
@@ -14,7 +15,7 @@ from pycocotools import mask as coco_mask
 from helpers.dataset import read_image
 from helpers.files import UserError
 from helpers.index import CocoIndex
-from helpers.scenes.compositor import Layer, Sprite, cropped
+from helpers.scenes.compositor import Layer, Sprite, cropped, premultiplied
 
 EDGE = 0.7  # standard deviation in pixels of the blur that makes the edge of a cut-out soft
 SHORT, LONG = 8, 20  # pixels that the sides of an object must have to be cut out
@@ -89,12 +90,12 @@ def _whole_mask(segmentation, factor: np.ndarray, height: int, width: int) -> np
         if isinstance(segmentation["counts"], list):
             segmentation = coco_mask.frPyObjects(segmentation, *segmentation["size"])
         whole = cv2.resize(coco_mask.decode(segmentation), (width, height), interpolation=cv2.INTER_NEAREST)
-        return whole.astype(bool)
+        return whole.view(bool)
     points = [np.array(polygon, float) for polygon in segmentation or () if len(polygon) >= 6]
     scaled = [(xy[: len(xy) // 2 * 2].reshape(-1, 2) * factor).ravel().tolist() for xy in points]
     if not scaled:
         return None
-    return coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(scaled, height, width))).astype(bool)
+    return coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(scaled, height, width))).view(bool)
 
 
 def encoded(mask: np.ndarray) -> dict:
@@ -105,21 +106,26 @@ def encoded(mask: np.ndarray) -> dict:
 
 @dataclass(frozen=True, eq=False)
 class Pool:
-    """Objects cut out of the photos of a split: S sprites, whose ``base`` is (photo, row) in the index."""
+    """Objects cut out of the photos of a split: S premultiplied sprites with (photo, row) in the index as ``base``."""
 
     sprites: list[Sprite]
     labels: np.ndarray  # [S] class indices
     left_out: dict[str, int] = field(default_factory=dict)  # objects that were not cut out, by reason
 
-    @property
+    @cached_property
     def classes(self) -> np.ndarray:
         """The class indices that there are sprites of."""
         return np.unique(self.labels)
 
+    @cached_property
+    def photos(self) -> np.ndarray:
+        """[S] the photo that each was cut out of."""
+        return np.array([sprite.base[0] for sprite in self.sprites])
+
     def draw(self, rng: np.random.Generator, label: int, i: int) -> Sprite | None:
         """A random sprite of a class that is from another photo than ``i`` (of ``originals``); None: there is none."""
-        choices = [k for k in np.flatnonzero(self.labels == label) if self.sprites[k].base[0] != i]
-        return self.sprites[choices[rng.integers(len(choices))]] if choices else None
+        choices = np.flatnonzero((self.labels == label) & (self.photos != i))
+        return self.sprites[choices[rng.integers(len(choices))]] if len(choices) else None
 
 
 def originals(index: CocoIndex) -> np.ndarray:
@@ -183,7 +189,7 @@ def _unusable(segmentations: Segmentations, owner: np.ndarray) -> np.ndarray:
 
 
 def cut_out(image: np.ndarray, segmentations: Segmentations, row: int, i: int) -> np.ndarray:
-    """An object as RGBA uint8 [h, w, 4] with soft edges, from its photo uint8 [H, W, 3]."""
+    """An object as premultiplied RGBA uint8 [h, w, 4] with soft edges, from its photo uint8 [H, W, 3]."""
     height, width = image.shape[:2]
     layer = segmentations.layer(row, i, height, width)
     margin = 3
@@ -193,4 +199,4 @@ def cut_out(image: np.ndarray, segmentations: Segmentations, row: int, i: int) -
     y, x = layer.top - top, layer.left - left
     alpha[y : y + layer.mask.shape[0], x : x + layer.mask.shape[1]] = 255 * layer.mask
     alpha = cv2.GaussianBlur(alpha, (0, 0), EDGE).round().astype(np.uint8)
-    return np.ascontiguousarray(cropped(np.dstack([part, alpha])))
+    return np.ascontiguousarray(cropped(premultiplied(np.dstack([part, alpha]))))

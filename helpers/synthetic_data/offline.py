@@ -15,7 +15,9 @@ import orjson
 from tqdm import tqdm
 
 from helpers.dataset import read_image
+from helpers.download.coco import read_index
 from helpers.files import UserError, write_atomic, write_json
+from helpers.index import CocoIndex
 from helpers.scenes.compositor import Layer
 from helpers.synthetic_data.copy_paste import CopyPaste, Pasted
 from helpers.synthetic_data.objects import Segmentations, encoded
@@ -92,6 +94,11 @@ def _finished(folder: Path, request: dict, photos: int) -> dict | None:
     if manifest.get("kind") != "copy-paste":
         raise UserError(f"{folder} holds another data set, which is not written over: move it away.")
     return manifest if manifest["request"] == request and manifest["photos"] == photos else None
+
+
+def open_synthetic(folder: Path) -> CocoIndex:
+    """The index of a set of :func:`write_synthetic`."""
+    return read_index(folder / "annotations" / f"instances_{SPLIT}.json", folder / "images" / SPLIT)
 
 
 def _request(copy_paste: CopyPaste, count: int, seed: int, first_id: int) -> dict:

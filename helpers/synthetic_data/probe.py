@@ -21,10 +21,17 @@ FOLDS = 5
 
 @dataclass(frozen=True)
 class Probe:
-    """``scores`` [n] of photos that were not learnt from (above 0: taken for synthetic) and the truth [n] bool."""
+    """``scores`` [n] of photos that were not learnt from (above 0: taken for synthetic) and the truth [n] bool;
+    ``numbers`` of the synthetic photos in their order.
+    """
 
     scores: np.ndarray
     synthetic: np.ndarray
+    numbers: list[int]
+
+    def by_look(self) -> list[tuple[int, float]]:
+        """(number, score) of the synthetic photos, those first that look most synthetic."""
+        return sorted(zip(self.numbers, self.scores[self.synthetic].tolist()), key=lambda pair: -pair[1])
 
     @property
     def right(self) -> int:
@@ -54,7 +61,7 @@ def probe(
     n = min(most, len(index) // 2)
     if n < 2 * FOLDS:
         raise UserError(f"The probe needs {4 * FOLDS} training photos, there are {len(index)}.")
-    rows = {"real": [], "other": [], "synthetic": []}
+    rows, numbers = {"real": [], "other": [], "synthetic": []}, []
     for number in progress(range(2 * n)):
         i = background(len(index), seed, number)
         try:
@@ -63,11 +70,12 @@ def probe(
             continue
         rows["other" if number < n else "real"].append(features(detector, image))
         if number < n:
+            numbers.append(number)
             rows["synthetic"].append(features(detector, make_synthetic(copy_paste, seed, number).pasted.image))
-    return _classify(rows["real"], rows["synthetic"], seed), _classify(rows["real"], rows["other"], seed)
+    return tuple(_classify(rows["real"], rows[side], numbers, seed) for side in ("synthetic", "other"))
 
 
-def _classify(real: list[np.ndarray], synthetic: list[np.ndarray], seed: int) -> Probe:
+def _classify(real: list[np.ndarray], synthetic: list[np.ndarray], numbers: list[int], seed: int) -> Probe:
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import StratifiedKFold, cross_val_predict
     from sklearn.pipeline import make_pipeline
@@ -77,7 +85,7 @@ def _classify(real: list[np.ndarray], synthetic: list[np.ndarray], seed: int) ->
     model = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=1000))
     folds = StratifiedKFold(FOLDS, shuffle=True, random_state=seed % 2**32)
     scores = cross_val_predict(model, np.stack(real + synthetic), truth, cv=folds, method="decision_function")
-    return Probe(scores, truth)
+    return Probe(scores, truth, numbers)
 
 
 @torch.inference_mode()

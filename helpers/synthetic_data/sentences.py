@@ -11,7 +11,7 @@ from helpers.index import CocoIndex
 from helpers.synthetic_data.arms import ARMS
 from helpers.synthetic_data.probe import Probe
 
-FEW = 20  # objects: the AP of a class with fewer says little
+SEEDS = 3  # trainings of each arm that it takes to say that one helps
 
 
 def made(manifest: dict) -> str:
@@ -71,9 +71,12 @@ def arm(row: pd.Series) -> str:
 def verdict(row: pd.Series) -> str:
     if not np.isfinite(row["value"]):
         return "nothing to compare"
-    if row["low"] > 0:
-        return "it helps"
-    return "it hurts" if row["high"] < 0 else "no gain that this experiment can show"
+    if row["low"] <= 0 <= row["high"]:
+        return "no gain that this experiment can show"
+    if row["seeds"] < SEEDS:
+        of = "one training" if row["seeds"] == 1 else f"{row['seeds']} trainings"
+        return f"{'better' if row['value'] > 0 else 'worse'}, but of {of} each, which another seed may turn"
+    return "it helps" if row["value"] > 0 else "it hurts"
 
 
 def groups(effects: pd.DataFrame, names: list[str], what: str) -> str:
@@ -111,7 +114,7 @@ def caveat(table: pd.DataFrame, photos: int) -> str:
     """What the experiment cannot say."""
     seeds, steps = table["seed"].nunique(), int(table["steps"].max())
     text = f"{len(table)} runs of {steps:,} steps each, {seeds} seed{'s' * (seeds > 1)}, {photos:,} validation photos."
-    if seeds < 3:
+    if seeds < SEEDS:
         text += " With so few seeds the intervals say what other photos would change, not what another training would."
     return text
 

@@ -22,11 +22,12 @@ from tqdm import tqdm
 
 from helpers.config import Config
 from helpers.devices import autocast, environment, peak_megabytes, pick_device, resolve_precision, set_up
-from helpers.engine import MovingAverage, Run, eval_loader, predict, train_epoch
+from helpers.engine import Run, eval_loader, predict, train_epoch
 from helpers.files import UserError, write_atomic, write_json
 from helpers.index import open_split
 from helpers.metrics import coco_metrics, ground_truth
 from helpers.model import Detector, load_detector, parameter_groups, train_mode
+from helpers.schedule import MovingAverage
 from helpers.train import checkpoints, run_folder
 from helpers.train.fast_path import take_fast_path
 from helpers.train.faults import StopRequests, explained

@@ -6,6 +6,11 @@ from pathlib import Path
 
 import orjson
 
+from helpers.files import ROOT
+
+COCO_REAL = ROOT.parent / "shared" / "coco_real"  # real photos of COCO, and
+TRAINED = ROOT.parent / "shared" / "models" / "deimv2_hgnetv2_atto_coco"  # a detector trained on it: not of the project
+
 
 def coco_category_ids() -> dict[str, int]:
     """COCO's 80 classes, name -> id, from a table that is not ours."""

@@ -16,8 +16,9 @@ from tiny import config
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-from helpers.engine import MovingAverage, Run, train_loader, train_step
+from helpers.engine import Run, train_loader, train_step
 from helpers.model import parameter_groups
+from helpers.schedule import MovingAverage
 from helpers.train.training import build
 
 

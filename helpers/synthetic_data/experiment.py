@@ -41,10 +41,9 @@ def run_arms(cfg: Config) -> Iterator[pd.DataFrame]:
 def run_arm(cfg: Config, share: float, seed: int, arm: str) -> dict:
     """The run of one arm, or what is left of it; with ``resume`` one that is done is only read."""
     data, ours = prepare_arm(cfg, share, seed, arm), arm_config(cfg, share, seed, arm)
-    index = open_split(ours, "val2017")
     if not (cfg.resume and _is_done(ours)):
         train(ours, paste=paste_step(ours))
-        evaluate_checkpoint(ours, index, "last")
+        evaluate_checkpoint(ours, open_split(cfg, "val2017"), "last")
     epochs = pd.read_csv(ours.run_dir / "epochs.csv")
     table = pd.read_csv(ours.output_dir / "metrics.csv", dtype={"run": str, "checkpoint": str})
     stats = table[(table["run"] == ours.run_name) & (table["checkpoint"] == "last")].iloc[0]

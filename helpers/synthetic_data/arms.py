@@ -69,6 +69,9 @@ def arm_config(cfg: Config, share: float, seed: int, arm: str) -> Config:
         data_dir=synthetic_dir(cfg) / "arms" / f"{ARMS[arm].data}-{name}",
         epochs=math.ceil(cfg.arm_steps / EPOCH_STEPS),
         seed=seed,
+        arms=(arm,),  # of the experiment, this run is one point: another list later leaves it what it is
+        real_share=(share,),
+        arm_seeds=(seed,),
         copy_paste=ARMS[arm].places if ARMS[arm].on_the_fly else "none",
         checkpoint="last",
         profile=False,

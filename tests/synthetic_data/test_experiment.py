@@ -58,7 +58,7 @@ def test_arms_differ_in_their_data_alone(tiny_cfg, table):
     assert set(table["steps"]) == {3} and set(table["photos"]) == {12}
     configs = [json.loads((tiny_cfg.output_dir / run / "config.json").read_text()) for run in table["run"]]
     differ = {name for name in configs[0] if len({str(each[name]) for each in configs}) > 1}
-    assert differ == {"data_dir", "run_name", "seed", "copy_paste"}
+    assert differ == {"data_dir", "run_name", "seed", "copy_paste", "arms", "arm_seeds"}
     for share, seed, arm in plan(tiny_cfg):
         ours = arm_config(tiny_cfg, share, seed, arm)
         assert (ours.copy_paste != "none") == (arm == "on_the_fly")
@@ -121,6 +121,8 @@ def test_resume_reads_what_is_done(tiny_cfg, table):
     before = checkpoint.stat().st_mtime_ns
     again = list(run_arms(tiny_cfg.with_(resume="auto")))[-1]
     assert again.equals(table) and checkpoint.stat().st_mtime_ns == before
+    fewer = list(run_arms(tiny_cfg.with_(resume="auto", arm_seeds=[1], arms=["on_the_fly", "real"])))[-1]
+    assert checkpoint.stat().st_mtime_ns == before and set(fewer["run"]) < set(table["run"])
     with pytest.raises(UserError, match="made with another lr"):
         next(run_arms(tiny_cfg.with_(resume="auto", lr=0.001)))
 

@@ -52,8 +52,7 @@ class Augment:
 
     def __call__(self, image: np.ndarray, boxes_xyxy: np.ndarray, labels: np.ndarray, seed: int):
         # One stream for all steps. set_random_seed would give each step the seed anew, and they all would draw the same
-        # number:
-        # whatever is flipped would also be moved, and only what is moved would be blurred.
+        # number: whatever is flipped would also be moved, and only what is moved would be blurred.
         self.compose.set_random_state(np.random.default_rng(seed), random.Random(seed))
         out = self.compose(image=image, bboxes=boxes_xyxy, labels=labels)
         boxes_xyxy = np.asarray(out["bboxes"], dtype=np.float32).reshape(-1, 4)  # no box left: albumentations gives []

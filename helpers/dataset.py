@@ -76,9 +76,8 @@ class CocoDetection(torch.utils.data.Dataset):
     ):
         self.index, self.resize, self.augment, self.most_objects = index, resize, augment, most_objects
         self.seed, self.epoch, self.paste = seed, epoch, paste  # seed and epoch of paste and augment
-        _ = (
-            index.boxes_xyxy
-        )  # computed here and not in each data-loader worker, which would then have a copy of its own
+        # computed here and not in each data-loader worker, which would then have a copy of its own
+        _ = index.boxes_xyxy
 
     def __len__(self) -> int:
         return len(self.index)

@@ -27,8 +27,8 @@ def pick_device() -> torch.device:
         have, need = torch.cuda.get_device_capability(), _oldest_capability()
         if have < need:
             raise UserError(
-                f"This GPU ({torch.cuda.get_device_name()}, compute capability {have[0]}.{have[1]}) is older than the "
-                f"installed PyTorch knows (from {need[0]}.{need[1]} on): install an older build of it, or set "
+                f"This GPU ({torch.cuda.get_device_name()}, compute capability {have[0]}.{have[1]}) is older than "
+                f"the installed PyTorch knows (from {need[0]}.{need[1]} on): install an older build of it, or set "
                 "CUDA_VISIBLE_DEVICES= (empty) to compute on the CPU."
             )
         return torch.device("cuda")

@@ -120,8 +120,8 @@ def open_split(cfg: Config, split: str) -> CocoIndex:
     except (OSError, safetensors.SafetensorError, ValueError, KeyError, TypeError):
         pass
     raise UserError(
-        f"{portable(annotation_file)} is not as notebook 01 left it, or its index is missing: run notebook 01_download "
-        "again (python -m helpers.run --only 01)."
+        f"{portable(annotation_file)} is not as notebook 01 left it, or its index is missing: run notebook "
+        "01_download again (python -m helpers.run --only 01)."
     )
 
 

@@ -141,9 +141,8 @@ def _cannot_load(name: str, error: Exception) -> str:
     text = str(error).strip().split("\n")[0]
     if "connect" in str(error).lower() or "offline" in str(error).lower() or "couldn't" in text.lower():
         return (
-            f"{name} could not be fetched from the model hub (huggingface.co is not reachable, and it is not in "
-            f"the local "
-            "cache): connect once, or give model=<a folder with the checkpoint>; preset demo needs no network."
+            f"{name} could not be fetched from the model hub (huggingface.co is not reachable, and it is not in the "
+            "local cache): connect once, or give model=<a folder with the checkpoint>; preset demo needs no network."
         )
     return f"{name} cannot be loaded as an object detector: {text}"
 

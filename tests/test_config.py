@@ -340,11 +340,14 @@ def test_the_readmes_tree_is_the_house():
     assert {f"notebooks/{path.name}" for path in notebooks()} == set(re.findall(r"`(notebooks/0\w+\.ipynb)` \|", text))
 
 
+SHARED_BY_SCRIPTS = {"machine", "peer", "gpu_lab", "gpu_right", "gpu_speed"}  # the last three: parts of gpu_check
+
+
 def test_every_benchmark_has_its_claim():
     """A script whose claim nobody reads, or a claim without its command; the other modules are what scripts share."""
     rows = rows_under("Benchmarks", "benchmarks/README.md")
     named = {re.fullmatch(r"python benchmarks/(\w+)\.py", cells[2])[1] for cells in rows.values()}
-    assert named == {path.stem for path in (ROOT / "benchmarks").glob("*.py")} - {"machine", "peer"}
+    assert named == {path.stem for path in (ROOT / "benchmarks").glob("*.py")} - SHARED_BY_SCRIPTS
     assert all(len(cells) == 3 and all(cells) for cells in rows.values())
 
 

@@ -39,14 +39,14 @@ def at_threshold(a: Analysis) -> str:
     if not (a.verdicts.predictions["kind"] == "correct").any():
         return (
             f"**Not one of the {predictions:,} predictions is correct at any score**; what follows looks at the "
-            f"{len(a.verdicts.shown(a.threshold)):,} with a score of {a.threshold:.2f} or more. "
-            "See 02 and 03 before reading on."
+            f"{len(a.verdicts.shown(a.threshold)):,} with a score of {a.threshold:.2f} or more. See 02 and 03 before "
+            "reading on."
         )
     found, false = int((a.objects["outcome"] == "found").sum()), len(_false(a))
     return (
         f"At a score of **{a.threshold:.2f}** F1 is best ({a.f1:.2f}): {found:,} of {objects:,} objects are found "
         f"({_percent(found, objects)}), and {_percent(false, found + false)} of the {found + false:,} predictions "
-        f"are false."
+        "are false."
     )
 
 
@@ -189,8 +189,8 @@ def candidates(a: Analysis) -> str:
         return "By this rule no annotation looks suspicious."
     parts = _join([f"{n:,} times “{question}”" for question, n in a.candidates["question"].value_counts().items()])
     return (
-        f"{len(a.candidates):,} of {len(a.shown):,} errors are worth a second look at the annotation: {parts}. "
-        "Each is a question, not a verdict: look at the pictures."
+        f"{len(a.candidates):,} of {len(a.shown):,} errors are worth a second look at the annotation: {parts}. Each "
+        "is a question, not a verdict: look at the pictures."
     )
 
 

@@ -168,8 +168,8 @@ def _predictions(gt: dict, detections: list[dict], per_photo: int) -> tuple[pd.D
     ):
         if wrong.any():
             raise UserError(
-                f"{wrong.sum()} of {len(wrong)} detections have {what} (the first: {detections[int(wrong.argmax())]}); "
-                "run notebook 04_evaluate again."
+                f"{wrong.sum()} of {len(wrong)} detections have {what} (the first: "
+                f"{detections[int(wrong.argmax())]}); run notebook 04_evaluate again."
             )
     order = np.lexsort((-score, photo))  # stable: ties keep their order in the file
     rank = np.arange(len(order)) - np.searchsorted(photo[order], photo[order])

@@ -89,8 +89,8 @@ def cost_sentence(table: pd.DataFrame) -> str:
     single, *batched = (name for name in values.index if "median" in name)
     text = (
         f"The detector has {values['parameters']:.1f} million parameters; a photo takes "
-        f"{values['arithmetic, 1 photo']:.1f} GFLOP and {values[single]:.0f} ms "
-        f"({1000 / values[single]:.1f} photos a second)"
+        f"{values['arithmetic, 1 photo']:.1f} GFLOP and {values[single]:.0f} ms ({1000 / values[single]:.1f} photos "
+        "a second)"
     )
     for name in batched:
         gain = values[single] / values[name]

@@ -30,8 +30,8 @@ def boxes(name: str, detections: Sequence[dict], gt: dict) -> str:
     without = photos - len(np.unique(given.image_id))
     none = f"; {without:,} of {photos:,} photos have none" if without else ""
     return (
-        f"Checkpoint {escaped(name)} gives {len(given) / max(photos, 1):.1f} boxes a photo{none}. Half of them have a "
-        f"score under {np.median(given.score):.2f}, and {(given.score >= 0.5).mean():.0%} have 0.5 or more."
+        f"Checkpoint {escaped(name)} gives {len(given) / max(photos, 1):.1f} boxes a photo{none}. Half of them have "
+        f"a score under {np.median(given.score):.2f}, and {(given.score >= 0.5).mean():.0%} have 0.5 or more."
     )
 
 
@@ -126,8 +126,8 @@ def curve_ends(result: Result) -> str:
     first = enough[(found[enough] / objects[enough]).argmin()]
     return (
         f"Down to the weakest box, {found.sum() / objects.sum():.0%} of all objects are found at IoU 0.5. The curve "
-        f"that ends first is that of **{escaped(matches.classes[first])}**: "
-        f"{1 - found[first] / objects[first]:.0%} of its {objects[first]:,} objects are found at no score."
+        f"that ends first is that of **{escaped(matches.classes[first])}**: {1 - found[first] / objects[first]:.0%} "
+        f"of its {objects[first]:,} objects are found at no score."
     )
 
 
@@ -156,8 +156,8 @@ def class_thresholds(table: pd.DataFrame, best: Operating) -> str:
     near = int(((known["best_threshold"] - best.threshold).abs() <= 0.05).sum())
     return (
         f"The best thresholds go from {low['best_threshold']:.2f} (**{escaped(low['class'])}**) to "
-        f"{high['best_threshold']:.2f} (**{escaped(high['class'])}**); {near} of {len(known)} classes are within 0.05 "
-        f"of the common {best.threshold:.2f}."
+        f"{high['best_threshold']:.2f} (**{escaped(high['class'])}**); {near} of {len(known)} classes are within "
+        f"0.05 of the common {best.threshold:.2f}."
     )
 
 
@@ -204,8 +204,8 @@ def photos(table: pd.DataFrame) -> str:
     if not len(f1):
         return "No photo has an object to be found."
     return (
-        f"Half of the {len(f1):,} photos with objects have an F1 of {f1.median():.2f} or more; in {(f1 == 1).sum():,} "
-        f"everything is right, in {(f1 == 0).sum():,} nothing is."
+        f"Half of the {len(f1):,} photos with objects have an F1 of {f1.median():.2f} or more; in "
+        f"{(f1 == 1).sum():,} everything is right, in {(f1 == 0).sum():,} nothing is."
     )
 
 
@@ -237,8 +237,8 @@ def learnt(start: Result, result: Result, parts: list[str], cost: str) -> str:
     """The closing words: the headline, the sentences of the sections, and what to read next, as a list."""
     loose = "boxes are found but not tight; " if result.stats["mAP50"] - result.stats["mAP75"] > 0.25 else ""
     next_ = (
-        f"mAP50 is {result.stats['mAP50']:.3f} and mAP75 {result.stats['mAP75']:.3f}: {loose}05 says which errors that "
-        "is, and what would gain most."
+        f"mAP50 is {result.stats['mAP50']:.3f} and mAP75 {result.stats['mAP75']:.3f}: {loose}05 says which errors "
+        "that is, and what would gain most."
     )
     return "\n".join(f"- {line}" for line in [headline(start, result), *parts, cost, next_])
 

@@ -49,8 +49,8 @@ def _not_finite(cfg: Config, error: NotFinite) -> str:
     photos = ", ".join(str(image_id) for batch in error.batches for image_id in batch["image_ids"])
     lasting = f" for the {SKIPPED_IN_A_ROW}th step in a row" if error.lasting else ""
     return (
-        f"The {error.what} is not a finite number at step {error.step + 1}{lasting} (photos {photos}); the batch is in "
-        f"{folder.name}/ and the last checkpoint is untouched: lower lr, or use precision=fp32."
+        f"The {error.what} is not a finite number at step {error.step + 1}{lasting} (photos {photos}); the batch is "
+        f"in {folder.name}/ and the last checkpoint is untouched: lower lr, or use precision=fp32."
     )
 
 
@@ -64,8 +64,8 @@ def _sentence(cfg: Config, error: Exception) -> str | None:
         return f"A data-loader worker died ({first}): lower num_workers, or free memory."
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or re.search(NO_MEMORY, text):
         return (
-            f"The memory is too small for batch_size={cfg.batch_size} at image_size={cfg.image_size}: halve batch_size "
-            "(and double grad_accumulation), lower image_size, or use precision=bf16 or fp16."
+            f"The memory is too small for batch_size={cfg.batch_size} at image_size={cfg.image_size}: halve "
+            "batch_size (and double grad_accumulation), lower image_size, or use precision=bf16 or fp16."
         )
     if "does not have a deterministic implementation" in text:
         return f"deterministic=true cannot be had with this model on this device ({text.split(',')[0]}): leave it out."

@@ -45,9 +45,8 @@ def observations(losses: pd.DataFrame, epochs: pd.DataFrame) -> list[str]:
     first, last = losses[["loss", *parts]].head(tenth).mean(), losses[["loss", *parts]].tail(tenth).mean()
     fell = (1 - last / first.where(first > 0)).dropna()
     sentences = [
-        f"The total loss went from {first['loss']:.2f} (mean of the first {tenth} steps) to {last['loss']:.2f} "
-        f"(the last {tenth}), "
-        f"{_change(fell['loss'])}."
+        f"The total loss went from {first['loss']:.2f} (mean of the first {tenth} steps) to {last['loss']:.2f} (the "
+        f"last {tenth}), {_change(fell['loss'])}."
     ]
     falling = fell.drop("loss").sort_values()
     sentences.append(
@@ -90,7 +89,7 @@ def _where_it_flattens(loss: np.ndarray) -> str:
     reached = int(np.argmax(smooth <= smooth[0] - 0.9 * (smooth[0] - smooth.min()))) + window
     if reached > 0.9 * len(loss):
         return (
-            f"The loss was still falling near the end: nine tenths of its fall are reached at step {reached} "
-            f"of {len(loss)} only."
+            f"The loss was still falling near the end: nine tenths of its fall are reached at step {reached} of "
+            f"{len(loss)} only."
         )
     return f"Nine tenths of the fall are behind after step {reached} of {len(loss)}; from there the curve is flat."

@@ -46,7 +46,7 @@ def build(cfg: Config, paste: Callable | None = None) -> Run:
         if not len(split):
             raise UserError(
                 f"The {name} split of {cfg.data_dir.name} holds no usable photo: see notebook 02_sanity, or give "
-                f"more data."
+                "more data."
             )
     precision, note = resolve_precision(cfg.precision)
     device = pick_device()
@@ -68,8 +68,8 @@ def build(cfg: Config, paste: Callable | None = None) -> Run:
     crowded = int((np.diff(train.starts) > run.most_objects).sum()) if run.most_objects else 0
     if crowded:
         run.notes.append(
-            f"{crowded} photos have more than {run.most_objects} objects: the {run.most_objects} largest of each "
-            f"are learnt from."
+            f"{crowded} photos have more than {run.most_objects} objects: the {run.most_objects} largest of each are "
+            "learnt from."
         )
     return run
 
@@ -103,8 +103,8 @@ def train(cfg: Config, on_flush: Callable[[Run], None] | None = None, paste: Cal
             if run.epoch < cfg.epochs:
                 save_checkpoint(run, board, cfg.run_dir / "checkpoint_last")
                 raise UserError(
-                    f"Stopped as asked after step {run.step} of {run.total_steps}; the checkpoint is written, "
-                    "go on with resume=auto."
+                    f"Stopped as asked after step {run.step} of {run.total_steps}; the checkpoint is written, go on "
+                    "with resume=auto."
                 )
     return run
 

@@ -17,7 +17,7 @@ from helpers.config import Config, load_config
 from helpers.files import notebooks
 
 PATHS = notebooks()
-STAGES = {"01_download", "02_sanity", "03_train", "04_evaluate", "05_error_analysis"}
+STAGES = {"01_download", "02_sanity", "03_train", "04_evaluate", "05_error_analysis", "06_synthetic_data"}
 
 
 @pytest.fixture(scope="module", params=PATHS, ids=[path.stem for path in PATHS])

@@ -10,8 +10,9 @@ from typing import NamedTuple
 from helpers import cli
 from helpers.config import Config
 from helpers.files import ROOT, write_json
-from helpers.grading import checks
+from helpers.grading import checks, experiment
 from helpers.grading.readers import Invalid
+from helpers.synthetic_data.arms import synthetic_dir
 
 
 class Deliverable(NamedTuple):
@@ -47,6 +48,9 @@ def deliverables(cfg: Config) -> list[Deliverable]:
         Deliverable("error summary", errors / "tide.json", "05", checks.tide),
         Deliverable("error table", errors / "errors.csv", "05", checks.errors_csv),
         Deliverable("error pictures", errors, "05", checks.error_pictures),
+        Deliverable("synthetic data set", synthetic_dir(cfg), "06", experiment.synthetic_set),
+        Deliverable("arms of the experiment", out / "synthetic_data" / "arms.csv", "06", experiment.arms),
+        Deliverable("effects of the arms", out / "synthetic_data" / "effects.png", "06", checks.image),
         Deliverable("executed notebooks", out / "notebooks", "", checks.executed),
         Deliverable("report", out / "report", "report", checks.report),
     ]

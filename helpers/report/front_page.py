@@ -32,6 +32,13 @@ EPOCHS = ("epoch", "step", "train_loss", "train_loss_bbox", "val_loss_bbox", "mA
 CLASSES = ("class", "instances", "AP", "AP_low", "AP_high", "AP50", "AR100", "AP_start")
 METRICS = ("mAP", "mAP50", "mAP75", "mAP_small", "mAP_medium", "mAP_large", "AR100")
 DATA = {"class_counts": "Objects of each class", "box_sizes": "How large they are", "samples": "Training photos"}
+ARMS = ("arm", "share", "seed", "steps", "real_photos", "mAP", "mAP50", "mAP_small", "mAP_medium", "mAP_large")
+SYNTHETIC = {
+    "steps": "How a synthetic photo is made",
+    "statistics": "Real and synthetic photos",
+    "effects": "What each arm gains over real photos only",
+    "looks_pasted": "Pictures that look pasted, and pictures that do not",
+}
 ERRORS = {
     "error_types": "How many, and what they cost",
     "where_it_fails": "Where it fails",
@@ -81,6 +88,7 @@ def _render(cfg: Config, side: int, rows: list[dict], executed: dict) -> str:
         "curves": lambda: _figure(run / "pr_curves.png", "04_evaluate"),
         "classes": lambda: _table(run / "per_class.csv", "04_evaluate", CLASSES),
         "errors": lambda: error_summary(out / "error_analysis"),
+        "synthetic": lambda: experiment(out / "synthetic_data"),
         "gallery": lambda: gallery(cfg, side),
         "examples": lambda: examples(out / "visualizations", side),
         "data": lambda: {"rows": _charts(require(out / "data_sanity", "02_sanity"), "02_sanity", DATA)},
@@ -155,6 +163,12 @@ def error_summary(folder: Path) -> dict:
     first = {kind: path for kind in TYPES for path in pictures_in(folder / kind)[:1]}
     one_each = [{**_figure(path, "05_error_analysis", 520), "caption": kind} for kind, path in first.items()]
     return {"rows": rows, "charts": _charts(folder, "05_error_analysis", ERRORS), "examples": one_each}
+
+
+def experiment(folder: Path) -> dict:
+    """The arms of notebook 06 and its figures."""
+    table = _table(folder / "arms.csv", "06_synthetic_data", ARMS)
+    return {**table, "charts": _charts(folder, "06_synthetic_data", SYNTHETIC)}
 
 
 def examples(folder: Path, side: int) -> dict:

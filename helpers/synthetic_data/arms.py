@@ -16,12 +16,14 @@ from helpers.config import Config
 from helpers.download.coco import read_index
 from helpers.download.photos import link_or_copy
 from helpers.files import write_atomic, write_json
-from helpers.index import CocoIndex, index_file, open_split
+from helpers.index import CocoIndex, open_split
+from helpers.metrics import ground_truth
 from helpers.synthetic_data.objects import Segmentations
 from helpers.synthetic_data.offline import SPLIT, published, write_synthetic
 from helpers.synthetic_data.on_the_fly import recipe
 
 EPOCH_STEPS = 250  # after so many, at most, an arm validates and saves a checkpoint that it can go on from
+VALIDATE = 32  # photos; the arms are compared on all of them, once, at their end
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,9 @@ def arm_config(cfg: Config, share: float, seed: int, arm: str) -> Config:
         data_dir=synthetic_dir(cfg) / "arms" / f"{ARMS[arm].data}-{name}",
         epochs=math.ceil(cfg.arm_steps / EPOCH_STEPS),
         seed=seed,
+        arms=(arm,),  # of the experiment, this run is one point: another list later leaves it what it is
+        real_share=(share,),
+        arm_seeds=(seed,),
         copy_paste=ARMS[arm].places if ARMS[arm].on_the_fly else "none",
         checkpoint="last",
         profile=False,
@@ -110,7 +115,7 @@ def prepare_arm(cfg: Config, share: float, seed: int, arm: str) -> dict:
     if len(photos) < count:
         photos += _synthetic(cfg, index, ours, kind.places, count - len(photos))
     different = _write(ours, index, photos)
-    _link_validation(cfg, ours)
+    _write_validation(cfg, ours)
     manifest = {"kind": "arm", "photos": len(photos), "different_photos": different, "real_photos": len(index)}
     write_json(file, manifest | {"request": request})
     return manifest
@@ -184,11 +189,11 @@ def _write(ours: Config, index: CocoIndex, photos: list[dict]) -> int:
     return len(seen)
 
 
-def _link_validation(cfg: Config, ours: Config) -> None:
-    """The validation split of every arm is that of the data set, the same files."""
-    theirs, mine = cfg.annotation_file("val2017"), ours.annotation_file("val2017")
-    for source, path in ((theirs, mine), (index_file(theirs), index_file(mine))):
-        link_or_copy(source, path)
-    index = open_split(cfg, "val2017")
+def _write_validation(cfg: Config, ours: Config) -> None:
+    """What the loop of an arm validates with, a few of the data set's photos: its curves need no more."""
+    whole, file = open_split(cfg, "val2017"), ours.annotation_file("val2017")
+    index = whole.take(np.arange(min(VALIDATE, len(whole))))
+    write_atomic(file, orjson.dumps(ground_truth(index)))
     for i, name in enumerate(index.file_names.tolist()):
         link_or_copy(index.path(i).resolve(), ours.image_dir("val2017") / name)
+    index.save(file)

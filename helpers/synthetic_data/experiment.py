@@ -16,7 +16,7 @@ from helpers.evaluate.comparison import SIZES, STANDARD_ERRORS
 from helpers.evaluate.matching import match
 from helpers.files import UserError, write_atomic
 from helpers.index import open_split
-from helpers.metrics import STATS, ground_truth, load_detections
+from helpers.metrics import coco_metrics, ground_truth, load_detections
 from helpers.synthetic_data.arms import arm_config, plan, prepare_arm
 from helpers.synthetic_data.on_the_fly import paste_step
 from helpers.train.training import train
@@ -41,20 +41,18 @@ def run_arms(cfg: Config) -> Iterator[pd.DataFrame]:
 def run_arm(cfg: Config, share: float, seed: int, arm: str) -> dict:
     """The run of one arm, or what is left of it; with ``resume`` one that is done is only read."""
     data, ours = prepare_arm(cfg, share, seed, arm), arm_config(cfg, share, seed, arm)
-    index = open_split(ours, "val2017")
     if not (cfg.resume and _is_done(ours)):
         train(ours, paste=paste_step(ours))
-        evaluate_checkpoint(ours, index, "last")
+        evaluate_checkpoint(ours, open_split(cfg, "val2017"), "last")
     epochs = pd.read_csv(ours.run_dir / "epochs.csv")
-    table = pd.read_csv(ours.output_dir / "metrics.csv", dtype={"run": str, "checkpoint": str})
-    stats = table[(table["run"] == ours.run_name) & (table["checkpoint"] == "last")].iloc[0]
+    detections = load_detections(ours.run_dir / "detections_val2017_last.json")
     return {
         "run": ours.run_name,
         "steps": int(epochs["step"].iloc[-1]),
         "photos": data["photos"] * len(epochs),
         "different_photos": data["different_photos"],
         "real_photos": data["real_photos"],
-        **{name: stats[name] for name in STATS},
+        **coco_metrics(ground_truth(open_split(cfg, "val2017")), detections)["stats"],
         "minutes": epochs["seconds"].sum() / 60,
     }
 

@@ -88,12 +88,21 @@ def _classify(real: list[np.ndarray], synthetic: list[np.ndarray], numbers: list
     return Probe(scores, truth, numbers)
 
 
+class _Seen(Exception):
+    """The backbone is done."""
+
+
 @torch.inference_mode()
 def features(detector: Detector, image: np.ndarray) -> np.ndarray:
     """[F] of a photo uint8 [H, W, 3]: mean and spread of each channel of the backbone's feature maps."""
     name = min((name for name, _ in detector.model.named_modules() if name.endswith("backbone")), key=len)
     found, boxes = [], np.zeros((0, 4), np.float32)
-    handle = detector.model.get_submodule(name).register_forward_hook(lambda *made: found.append(made[-1]))
+
+    def stop(module, inputs, output) -> None:  # what comes behind the backbone is not needed
+        found.append(output)
+        raise _Seen
+
+    handle = detector.model.get_submodule(name).register_forward_hook(stop)
     image, boxes = detector.preprocess.resize(image, boxes)
     sample = {"image": image, "boxes_xyxy": boxes, "class_labels": np.zeros(0, np.int64), "image_id": 0}
     batch = detector.preprocess.collate([{**sample, "orig_size": image.shape[:2]}])  # alone: no padding in the means
@@ -101,6 +110,8 @@ def features(detector: Detector, image: np.ndarray) -> np.ndarray:
     inputs.pop("labels")
     try:
         detector.model.eval()(**inputs)
+    except _Seen:
+        pass
     finally:
         handle.remove()
     maps = [leaf[0].flatten(1).float() for leaf in tree_flatten(found)[0] if torch.is_tensor(leaf) and leaf.ndim == 4]

@@ -21,6 +21,7 @@ from helpers.evaluate.checkpoint import record_metrics
 from helpers.files import notebooks, write_atomic, write_json
 from helpers.index import open_split
 from helpers.metrics import coco_metrics, ground_truth, save_detections
+from helpers.synthetic_data.arms import synthetic_dir
 from helpers.train import checkpoints
 
 HOSTILE = "<script>alert(1)</script>"
@@ -37,6 +38,7 @@ def make(root: Path, **overrides) -> Config:
     _run(cfg)
     _evaluation(cfg)
     _errors(cfg)
+    _experiment(cfg)
     _notebooks(cfg)
     return cfg
 
@@ -210,6 +212,21 @@ def _errors(cfg: Config) -> None:
     for k, name in enumerate(TYPES):
         picture(folder / name / "01.jpg", seed=20 + k)
     picture(folder / "error_types.png", seed=30)
+
+
+def _experiment(cfg: Config) -> None:
+    root = synthetic_dir(cfg)
+    for k in range(2):
+        picture(root / "images" / "train2017" / f"synthetic_{k}.jpg", seed=40 + k)
+    write_json(root / "annotations" / "instances_train2017.json", {"images": [{"id": 1}, {"id": 2}]})
+    write_json(root / "manifest.json", {"kind": "copy-paste", "photos": 2})
+    rows = [
+        {"arm": arm, "share": 1.0, "seed": 0, "run": f"demo-{arm}-100-s0", "steps": 12, "photos": 96, "real_photos": 9}
+        | dict.fromkeys(("mAP", "mAP50"), 0.1 * k)
+        for k, arm in enumerate(("real", "offline", "on_the_fly"))
+    ]
+    write_atomic(cfg.output_dir / "synthetic_data" / "arms.csv", pd.DataFrame(rows).to_csv(index=False))
+    picture(cfg.output_dir / "synthetic_data" / "effects.png", seed=50)
 
 
 def _notebooks(cfg: Config) -> None:

@@ -184,7 +184,7 @@ def test_bad_record_is_left_out_and_listed(tmp_path, change, why):
     assert opened.annotation_ids.tolist() == [1] and why in opened.dropped[0]["why"]
 
 
-@pytest.mark.parametrize("name", ["../secret.jpg", "/etc/passwd", "a/../../b.jpg", "..\\b.jpg", ""])
+@pytest.mark.parametrize("name", ["../secret.jpg", "/etc/passwd", "a/../../b.jpg", "..\\b.jpg"])
 def test_photo_name_that_leads_out_is_refused(tmp_path, name):
     """A data set's file must not make us read elsewhere."""
     file, folder = write_coco(tmp_path, [{"id": 1, "file_name": name, "height": 5, "width": 5}], [])

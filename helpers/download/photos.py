@@ -5,14 +5,19 @@ from __future__ import annotations
 import filecmp
 import os
 import shutil
+import unicodedata
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from urllib.parse import unquote
 
 from tqdm import tqdm
 
 from helpers.dataset import read_image
 from helpers.download.coco import Records
 from helpers.files import UserError, locked
+from helpers.index import present
+
+MISSING = "the photo is missing"
 
 
 def only_one(folder: Path):
@@ -40,7 +45,7 @@ def photo_problem(path: Path, image: dict) -> str | None:
     try:
         read_image(path, image["height"], image["width"])
     except FileNotFoundError:
-        return "the photo is missing"
+        return MISSING
     except OSError as error:
         return str(error).replace(f"{path.parent}{os.sep}", "")  # the reason is kept in files; a home folder is not
     return None
@@ -52,7 +57,20 @@ def check_photos(records: Records, what: str) -> dict[int, str]:
     with ThreadPoolExecutor(max(2, os.cpu_count() or 2)) as pool:
         paths = map(records.photo, range(len(records.images)))
         problems = list(tqdm(pool.map(photo_problem, paths, records.images), **bar, leave=False, delay=1.0))
-    return {i: why for i, why in enumerate(problems) if why}
+    broken = {i: why for i, why in enumerate(problems) if why}
+    alike = {}  # folder -> spelling -> the name that is there
+    for i in (i for i, why in broken.items() if why == MISSING):
+        folder = records.folders[i]
+        if folder not in alike:
+            alike[folder] = {_spelling(name): name for name in sorted(present(folder))}
+        near = alike[folder].get(_spelling(records.images[i]["file_name"]))
+        broken[i] = f"{MISSING} in {folder.parent.name}/{folder.name}" + (f", which has {near}" if near else "")
+    return broken
+
+
+def _spelling(name: str) -> str:
+    """What names have in common that differ in capitals, extension, folder, %20 or the way an accent is written."""
+    return PurePosixPath(unicodedata.normalize("NFC", unquote(name.replace("\\", "/"))).casefold()).stem
 
 
 def place_photos(records: Records, folder: Path) -> None:

@@ -12,7 +12,7 @@ import orjson
 import pandas as pd
 from PIL import Image
 
-from helpers.files import UserError
+from helpers.files import UserError, read_table
 
 
 class Invalid(Exception):
@@ -46,7 +46,7 @@ def read_json(path: Path, kind: type = dict):
 def read_csv(path: Path, *columns: str, rows: int = 1) -> pd.DataFrame:
     try:
         must(path.read_bytes().endswith(b"\n"), f"{path.name} is empty or cut short")
-        table = pd.read_csv(path, dtype={"run": str, "checkpoint": str})
+        table = read_table(path)
     except FileNotFoundError:
         raise Invalid(f"{path.name} is missing") from None
     except ValueError as error:

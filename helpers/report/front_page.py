@@ -19,7 +19,7 @@ import pandas as pd
 
 from helpers import cli
 from helpers.config import Config
-from helpers.files import UserError, require, without_folders, write_atomic
+from helpers.files import UserError, read_table, require, without_folders, write_atomic
 from helpers.grading import deliverables
 from helpers.grading.checks import SHORT
 from helpers.pictures.embed import picture
@@ -110,7 +110,7 @@ def _render(cfg: Config, side: int, rows: list[dict], notebooks: dict) -> str:
 
 def headline(cfg: Config) -> dict:
     """Before and after for this run, and all rows of metrics.csv."""
-    table = pd.read_csv(require(cfg.output_dir / "metrics.csv", "04_evaluate"), dtype={"run": str, "checkpoint": str})
+    table = read_table(require(cfg.output_dir / "metrics.csv", "04_evaluate"))
     columns = [name for name in COLUMNS if name in table]
     ours = table[table["run"] == cfg.run_name]
     if ours.empty:
@@ -153,7 +153,7 @@ def _intervals(cfg: Config) -> dict:
 
 def profile(folder: Path) -> dict:
     """The step breakdown: its rows (range, ms, share), and what they say in words."""
-    table = pd.read_csv(require(folder / "breakdown.csv", "03_train"))
+    table = read_table(require(folder / "breakdown.csv", "03_train"))
     rows = [
         {"range": str(row["range"]), "ms": float(row["ms"]), "share": float(row["share"])}
         for row in table.to_dict("records")
@@ -217,7 +217,7 @@ def _figure(path: Path, made_by: str, side: int = 1400) -> dict:
 
 
 def _table(path: Path, made_by: str, columns: tuple[str, ...], most: int = 80) -> dict:
-    table = pd.read_csv(require(path, made_by))
+    table = read_table(require(path, made_by))
     table = table[[name for name in columns if name in table]]
     if table.empty:
         raise ValueError(f"{path.name} has no row")

@@ -6,12 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import orjson
-import pandas as pd
 from PIL import Image
 
 from helpers.config import Config
 from helpers.dataset import read_image
-from helpers.files import UserError, require
+from helpers.files import UserError, read_table, require
 from helpers.index import CocoIndex, open_split
 from helpers.metrics import load_detections
 from helpers.pictures.embed import jpeg
@@ -60,9 +59,7 @@ def _choose(index: CocoIndex, worst_file: Path) -> tuple[list[tuple[int, str]], 
     position = {int(image_id): i for i, image_id in enumerate(index.image_ids)}
     chosen: dict[int, str] = {}
     try:
-        table = (
-            pd.read_csv(worst_file)[["image_id", "false", "missed"]].iloc[::-1].astype(int)
-        )  # best first in the file
+        table = read_table(worst_file)[["image_id", "false", "missed"]].iloc[::-1].astype(int)  # best first in the file
         table = table[table["image_id"].isin(position.keys()) & (table["false"] + table["missed"] > 0)].head(
             PHOTOS // 2
         )

@@ -66,7 +66,9 @@ def read_table(path: Path):
     """A CSV file of ours as a DataFrame; names stay text, also those that look like something else: 01, NA, 1e5."""
     import pandas as pd
 
-    return pd.read_csv(path, converters=dict.fromkeys(TEXT_COLUMNS, str))
+    numbers = [name for name in pd.read_csv(path, nrows=0) if name not in TEXT_COLUMNS]
+    missing = dict.fromkeys(numbers, ["", "nan", "NaN", "NA"])
+    return pd.read_csv(path, dtype=dict.fromkeys(TEXT_COLUMNS, str), keep_default_na=False, na_values=missing)
 
 
 def save_figure(figure, path: Path, dpi: int = 110) -> Path:

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote
 
+from PIL import Image
 from tqdm import tqdm
 
 from helpers.dataset import read_image
@@ -47,6 +48,8 @@ def photo_problem(path: Path, image: dict) -> str | None:
     except FileNotFoundError:
         return MISSING
     except OSError as error:
+        if path.is_file() and path.read_bytes()[4:8] == b"ftyp":
+            return f"{path.name} is a HEIC picture or a film, whatever its name says: save it as JPEG"
         return str(error).replace(f"{path.parent}{os.sep}", "")  # the reason is kept in files; a home folder is not
     return None
 
@@ -66,6 +69,30 @@ def check_photos(records: Records, what: str) -> dict[int, str]:
         near = alike[folder].get(_spelling(records.images[i]["file_name"]))
         broken[i] = f"{MISSING} in {folder.parent.name}/{folder.name}" + (f", which has {near}" if near else "")
     return broken
+
+
+def turn_doubt(records: Records, split: str) -> list[str]:
+    """A sentence about photos whose size does not tell which frame their boxes were drawn in, the stored one or the one
+    that a viewer shows after a camera's rotation mark (EXIF).
+    """
+
+    def open_question(i: int) -> bool:
+        try:
+            with Image.open(records.photo(i)) as photo:
+                mark = photo.getexif().get(0x0112, 1)
+                return mark in (2, 3, 4) or (mark in (5, 6, 7, 8) and photo.width == photo.height)
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+            return False
+
+    with ThreadPoolExecutor(max(2, os.cpu_count() or 2)) as pool:
+        marked = [i for i, is_open in enumerate(pool.map(open_question, range(len(records.images)))) if is_open]
+    if not marked:
+        return []
+    return [
+        f"Photos of {split} with a rotation mark (EXIF) that their size does not show: {len(marked)}, the first "
+        f"{records.images[marked[0]]['file_name']}. Their boxes are taken for the stored pixels; where a "
+        "viewer turned the photo before they were drawn, turn the pixels and remove the mark."
+    ]
 
 
 def _spelling(name: str) -> str:

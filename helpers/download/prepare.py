@@ -19,7 +19,7 @@ import pandas as pd
 
 from helpers.config import Config
 from helpers.download.coco import SPLITS, Records, pick_classes, pick_images, read_split
-from helpers.download.photos import check_photos, only_one, place_photos
+from helpers.download.photos import check_photos, only_one, place_photos, turn_doubt
 from helpers.download.plausible import check_boxes
 from helpers.download.records import check_categories
 from helpers.files import UserError, write_atomic, write_json
@@ -188,6 +188,8 @@ def _broken_photos(cfg: Config, split: str, records: Records) -> dict[int, str]:
         from helpers.download import zoo
 
         return zoo.fetch_photos(cfg, split, records)
+    if cfg.data_source == "folder":
+        records.notes += turn_doubt(records, split)
     return check_photos(records, f"{split}: checking photos")
 
 

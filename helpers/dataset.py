@@ -35,8 +35,10 @@ def read_image(path: Path, height: int, width: int) -> np.ndarray:
                 raise OSError(
                     f"{path.name} is {image.width} x {image.height} pixels, its record says {width} x {height}"
                 )
-            if image.mode.startswith("I"):  # 16 bits a pixel; convert("RGB") would clip instead of scale
-                image = Image.fromarray((np.asarray(image).astype(np.float32) / 257).clip(0, 255).astype(np.uint8))
+            if image.mode[0] in "IF":  # more than 8 bits a pixel; convert("RGB") would clip instead of scale
+                grey = np.asarray(image).astype(np.float32)
+                most = next((limit for limit in (1, 255, 4095, 65535) if grey.max() <= limit), grey.max())
+                image = Image.fromarray((grey * (255 / most)).clip(0, 255).astype(np.uint8))
             return np.array(image.convert("RGB"))
     except (UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, ValueError) as error:
         raise OSError(f"{path.name} cannot be decoded: {error}") from error

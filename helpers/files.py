@@ -14,6 +14,7 @@ from pathlib import Path
 import orjson
 from filelock import FileLock, Timeout
 
+TEXT_COLUMNS = ("run", "checkpoint", "class", "predicted_class", "type", "range", "file", "why")
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -62,6 +63,15 @@ def _refuse_non_finite(value, where: str) -> None:
             _refuse_non_finite(item, f"{where}: {key}")
     elif isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{where} would be {value}")
+
+
+def read_table(path: Path):
+    """A CSV file of ours as a DataFrame; names stay text, also those that look like something else: 01, NA, 1e5."""
+    import pandas as pd
+
+    numbers = [name for name in pd.read_csv(path, nrows=0) if name not in TEXT_COLUMNS]
+    missing = dict.fromkeys(numbers, ["", "nan", "NaN", "NA"])
+    return pd.read_csv(path, dtype=dict.fromkeys(TEXT_COLUMNS, str), keep_default_na=False, na_values=missing)
 
 
 def save_figure(figure, path: Path, dpi: int = 110) -> Path:

@@ -13,6 +13,7 @@ import pydantic
 import pytest
 import yaml
 
+from helpers import cli
 from helpers.config import PRESETS, Config, load_config, notebook_config
 from helpers.files import ROOT, UserError, notebooks, require, write_atomic, write_json
 
@@ -355,3 +356,13 @@ def test_requirements_are_pinned():
     """A run of next year must be the run of today."""
     lines = [line.split("#")[0].strip() for line in (ROOT / "requirements.txt").read_text().splitlines()]
     assert all(re.fullmatch(r"[A-Za-z0-9_.-]+==[\w.]+", line) for line in lines if line)
+
+
+def test_options_and_values_in_any_order():
+    """``epochs=3 --only 03 lr=1e-5`` ended in "Unrecognized arguments"."""
+    parser = cli.parser("helpers.run", "")
+    parser.add_argument("--only")
+    found = parser.parse_args(["epochs=3", "--only", "03", "lr=1e-5", "--preset", "mini", "seed=1"])
+    assert (found.overrides, found.only, found.preset) == (["epochs=3", "lr=1e-5", "seed=1"], "03", "mini")
+    with pytest.raises(UserError, match="--nope"):
+        parser.parse_args(["epochs=3", "--nope", "a=1"])

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import difflib
 import random
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
@@ -32,12 +33,14 @@ class Records:
     rows: np.ndarray  # [M] of ROW
     texts: list  # M annotations, JSON
     dropped: list[dict] = field(default_factory=list)  # {"file", "why"}
+    notes: list[str] = field(default_factory=list)  # what a person should know before training
+    total: int = 0  # records in the files
     header: dict = field(default_factory=dict)  # "info" and "licenses", JSON
     eligible: int = 0  # photos that could have been chosen
 
     @classmethod
     def read(cls, annotation_file: Path, folder: Path) -> Records:
-        read = read_file(annotation_file)
+        read = read_file(annotation_file, folder)
         return cls(folders=[folder] * len(read["images"]), **read)
 
     def photo(self, i: int) -> Path:
@@ -53,8 +56,20 @@ class Records:
 
     def without(self, broken: dict[int, str]) -> Records:
         """The same split without the photos ``broken`` (position -> reason), which are listed as dropped."""
-        lost = [{"file": self.images[i]["file_name"], "why": why} for i, why in broken.items()]
+        boxes = np.bincount(self.rows["image"], minlength=len(self.images))
+        lost = [
+            {"file": self.images[i]["file_name"], "why": f"{why} (its {boxes[i]} annotations go with it)"}
+            for i, why in broken.items()
+        ]
         return self.take(~np.isin(np.arange(len(self.images)), [*broken]), dropped=self.dropped + lost)
+
+    def none_because(self) -> str:
+        """The end of a sentence that nothing can be used: how many records were dropped, and the first one's reason."""
+        lost = [row for row in self.dropped if row["why"].startswith("annotation")] or self.dropped
+        if lost:
+            first = f"{lost[0]['file']}, {lost[0]['why']}"
+            return f"{len(self.dropped)} of the {self.total} records cannot be used, the first: {first}"
+        return "choose other classes, or a source that has some"
 
     def index(self, image_dir: Path) -> CocoIndex:
         """The same as arrays, of photos in ``image_dir``."""
@@ -107,7 +122,8 @@ def read_split(files: list[tuple[Path, Path]]) -> Records:
         known |= {category["id"]: k for k, category in enumerate(new, len(known))}
         part.rows["image"] += len(whole.images)
         part.rows["label"] = np.array([known[c["id"]] for c in part.categories], np.int64)[part.rows["label"]]
-        both = {name: getattr(whole, name) + getattr(part, name) for name in ("images", "folders", "texts", "dropped")}
+        lists = ("images", "folders", "texts", "dropped", "notes", "total")
+        both = {name: getattr(whole, name) + getattr(part, name) for name in lists}
         rows = np.concatenate([whole.rows, part.rows])
         whole = Records(whole.categories + new, **both, rows=rows, header=whole.header or part.header)
     return whole
@@ -116,7 +132,7 @@ def read_split(files: list[tuple[Path, Path]]) -> Records:
 def _check_new(part: Records, annotation_file: Path, owners: dict) -> None:
     for kind, keys in (
         ("image id", [image["id"] for image in part.images]),
-        ("photo", [image["file_name"] for image in part.images]),
+        ("photo", [PurePosixPath(image["file_name"]).as_posix() for image in part.images]),
         ("annotation id", part.rows["id"].tolist()),
     ):
         for key in keys:
@@ -138,13 +154,16 @@ def pick_classes(train: Records, classes: tuple[str, ...] | None, top_k: int | N
     if classes is not None:
         for name in classes:
             if name not in by_name:
-                close = ", ".join(map(repr, difflib.get_close_matches(name, by_name, n=1, cutoff=0.0)))
-                raise UserError(f"There is no class {name!r} in the annotations; the nearest is {close or 'none'}.")
+                alike = {other.casefold(): other for other in by_name}
+                close = difflib.get_close_matches(name.casefold(), alike, n=1, cutoff=0.0)
+                nearest = repr(alike[close[0]]) if close else "none"
+                raise UserError(f"There is no class {name!r} in the annotations; the nearest is {nearest}.")
         return [by_name[name] for name in classes]
     count = np.bincount(train.rows["label"][~train.rows["iscrowd"]], minlength=len(train.categories))
     there = [k for k, n in enumerate(count) if n]
     if top_k > len(there):
-        raise UserError(f"top_k={top_k}, but the train annotations hold objects of {len(there)} classes only.")
+        why = f": {train.none_because()}" if train.dropped else ""
+        raise UserError(f"top_k={top_k}, but the train annotations hold objects of {len(there)} classes only{why}.")
     most = sorted(there, key=lambda k: (-count[k], train.categories[k]["id"]))[:top_k]
     return sorted((train.categories[k] for k in most), key=lambda category: category["id"])
 
@@ -160,15 +179,27 @@ def pick_images(
     position = {category["id"]: k for k, category in enumerate(categories)}
     label = np.array([position.get(category["id"], -1) for category in whole.categories], np.int64)
     mine, ids = label[whole.rows["label"]] >= 0, np.array([image["id"] for image in whole.images], np.int64)
-    shown = np.bincount(whole.rows["image"][mine & ~whole.rows["iscrowd"]], minlength=len(ids))
-    eligible = sorted(ids[shown > 0].tolist())
+    crowd = whole.rows["iscrowd"]
+    shown, crowded = (
+        np.bincount(whole.rows["image"][mine & which], minlength=len(ids)) > 0 for which in (~crowd, crowd)
+    )
+    eligible, notes = sorted(ids[shown].tolist()), list(whole.notes)
+    if (crowded & ~shown).any():
+        names = np.array([category["name"] for category in whole.categories])[whole.rows["label"][mine & crowd]]
+        most = ", ".join(f"{name}: {n}" for name, n in Counter(names.tolist()).most_common(10))
+        notes.append(
+            f"Crowd regions (iscrowd 1) of {split}, which are not learnt from: {len(names)} of {mine.sum()} boxes "
+            f"({most}). Photos that show nothing else and are not used: {(crowded & ~shown).sum()}."
+        )
     if not eligible:
         names = ", ".join(category["name"] for category in categories)
-        raise UserError(f"No photo of {split} shows any of {names}: choose other classes, or a source that has some.")
+        why = f"all {mine.sum()} of their boxes are crowd regions (iscrowd 1)" if mine.any() else whole.none_because()
+        raise UserError(f"No photo of {split} shows any of {names}: {why}.")
     random.Random(f"{seed} {split}").shuffle(eligible)
     others = sorted(ids[np.bincount(whole.rows["image"][mine], minlength=len(ids)) == 0].tolist())
     random.Random(f"{seed} {split} background").shuffle(others)
     taken = eligible[:limit] + others[: round(background * len(eligible[:limit]))]
-    chosen = whole.take(np.isin(ids, taken), mine, categories=categories, eligible=len(eligible))
+    changes = {"categories": categories, "eligible": len(eligible), "notes": notes}
+    chosen = whole.take(np.isin(ids, taken), mine, **changes)
     chosen.rows["label"] = label[chosen.rows["label"]]
     return chosen

@@ -5,14 +5,20 @@ from __future__ import annotations
 import filecmp
 import os
 import shutil
+import unicodedata
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from urllib.parse import unquote
 
+from PIL import Image
 from tqdm import tqdm
 
 from helpers.dataset import read_image
 from helpers.download.coco import Records
 from helpers.files import UserError, locked
+from helpers.index import present
+
+MISSING = "the photo is missing"
 
 
 def only_one(folder: Path):
@@ -40,8 +46,10 @@ def photo_problem(path: Path, image: dict) -> str | None:
     try:
         read_image(path, image["height"], image["width"])
     except FileNotFoundError:
-        return "the photo is missing"
+        return MISSING
     except OSError as error:
+        if path.is_file() and path.read_bytes()[4:8] == b"ftyp":
+            return f"{path.name} is a HEIC picture or a film, whatever its name says: save it as JPEG"
         return str(error).replace(f"{path.parent}{os.sep}", "")  # the reason is kept in files; a home folder is not
     return None
 
@@ -52,7 +60,44 @@ def check_photos(records: Records, what: str) -> dict[int, str]:
     with ThreadPoolExecutor(max(2, os.cpu_count() or 2)) as pool:
         paths = map(records.photo, range(len(records.images)))
         problems = list(tqdm(pool.map(photo_problem, paths, records.images), **bar, leave=False, delay=1.0))
-    return {i: why for i, why in enumerate(problems) if why}
+    broken = {i: why for i, why in enumerate(problems) if why}
+    alike = {}  # folder -> spelling -> the name that is there
+    for i in (i for i, why in broken.items() if why == MISSING):
+        folder = records.folders[i]
+        if folder not in alike:
+            alike[folder] = {_spelling(name): name for name in sorted(present(folder))}
+        near = alike[folder].get(_spelling(records.images[i]["file_name"]))
+        broken[i] = f"{MISSING} in {folder.parent.name}/{folder.name}" + (f", which has {near}" if near else "")
+    return broken
+
+
+def turn_doubt(records: Records, split: str) -> list[str]:
+    """A sentence about photos whose size does not tell which frame their boxes were drawn in, the stored one or the one
+    that a viewer shows after a camera's rotation mark (EXIF).
+    """
+
+    def open_question(i: int) -> bool:
+        try:
+            with Image.open(records.photo(i)) as photo:
+                mark = photo.getexif().get(0x0112, 1)
+                return mark in (2, 3, 4) or (mark in (5, 6, 7, 8) and photo.width == photo.height)
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+            return False
+
+    with ThreadPoolExecutor(max(2, os.cpu_count() or 2)) as pool:
+        marked = [i for i, is_open in enumerate(pool.map(open_question, range(len(records.images)))) if is_open]
+    if not marked:
+        return []
+    return [
+        f"Photos of {split} with a rotation mark (EXIF) that their size does not show: {len(marked)}, the first "
+        f"{records.images[marked[0]]['file_name']}. Their boxes are taken for the stored pixels; where a "
+        "viewer turned the photo before they were drawn, turn the pixels and remove the mark."
+    ]
+
+
+def _spelling(name: str) -> str:
+    """What names have in common that differ in capitals, extension, folder, %20 or the way an accent is written."""
+    return PurePosixPath(unicodedata.normalize("NFC", unquote(name.replace("\\", "/"))).casefold()).stem
 
 
 def place_photos(records: Records, folder: Path) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import shutil
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +19,8 @@ import pandas as pd
 
 from helpers.config import Config
 from helpers.download.coco import SPLITS, Records, pick_classes, pick_images, read_split
-from helpers.download.photos import check_photos, only_one, place_photos
+from helpers.download.photos import check_photos, only_one, place_photos, turn_doubt
+from helpers.download.plausible import check_boxes
 from helpers.download.records import check_categories
 from helpers.files import UserError, write_atomic, write_json
 from helpers.index import open_split
@@ -171,10 +173,18 @@ def _choose(cfg: Config, files: dict[str, list[tuple[Path, Path]]]) -> dict[str,
     categories = pick_classes(whole["train2017"], cfg.classes, cfg.top_k)
     limits = {"train2017": cfg.max_train_images, "val2017": cfg.max_val_images}
     background = {"train2017": cfg.background_share, "val2017": 0.0}
-    return {
+    chosen = {
         split: pick_images(whole.pop(split), categories, limits[split], cfg.seed, split, background[split])
         for split in SPLITS
     }
+    for split, records in chosen.items():
+        records.notes += check_boxes(records.index(cfg.image_dir(split)), split)
+    alike = Counter(category["name"].casefold() for category in categories)
+    twins = [category["name"] for category in categories if alike[category["name"].casefold()] > 1]
+    if twins:
+        text = f"The classes {', '.join(map(repr, twins))} differ in capitals alone"
+        chosen["train2017"].notes.append(f"{text}: they start from the same row of the pretrained head.")
+    return chosen
 
 
 def _broken_photos(cfg: Config, split: str, records: Records) -> dict[int, str]:
@@ -182,6 +192,8 @@ def _broken_photos(cfg: Config, split: str, records: Records) -> dict[int, str]:
         from helpers.download import zoo
 
         return zoo.fetch_photos(cfg, split, records)
+    if cfg.data_source == "folder":
+        records.notes += turn_doubt(records, split)
     return check_photos(records, f"{split}: checking photos")
 
 
@@ -197,6 +209,8 @@ def _write_split(cfg: Config, split: str, records: Records) -> dict:
         "annotations": len(index.bbox),
         "crowd": int(index.iscrowd.sum()),
         "dropped": records.dropped,
+        "records": records.total,
+        "notes": records.notes,
         "photo_bytes": _photo_sizes(cfg.image_dir(split))[1],
     }
 

@@ -11,14 +11,23 @@ import re
 from collections import Counter
 from itertools import chain
 from operator import attrgetter
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import msgspec
 import numpy as np
 import orjson
 import pandas as pd
+from PIL import Image
 
-from helpers.download.records import annotation_problem, check_categories, check_file_name, image_problem, is_id
+from helpers.download.records import (
+    annotation_problem,
+    check_categories,
+    check_file_name,
+    image_problem,
+    is_id,
+    mended_annotation,
+    mended_image,
+)
 from helpers.files import UserError
 
 PIECE = 5000  # records that are parsed and checked at once
@@ -48,16 +57,17 @@ class _Document(msgspec.Struct):
     licenses: msgspec.Raw = msgspec.Raw()
 
 
-def read_file(annotation_file: Path) -> dict:
-    """``categories``, usable ``images``, annotations of these as ``rows`` [M] of ROW and as ``texts``, in the file's
-    order, ``dropped`` ({"file", "why"} of what cannot be used) and ``header`` ("info", "licenses").
+def read_file(annotation_file: Path, folder: Path) -> dict:
+    """What a file and the ``folder`` of its photos hold.
 
+    ``categories``; usable ``images``; the annotations of these as ``rows`` [M] of ROW and as ``texts``, in the file's
+    order; ``dropped``, {"file", "why"} of what cannot be used; ``notes``, sentences about what was read otherwise than
+    it is written; ``total``, the number of all records of photos and annotations; ``header`` ("info", "licenses").
     Raises UserError for a file that is no COCO annotation file, and for a photo whose name leads out of its folder.
     """
     document = _read_document(annotation_file)
     check_categories(document.categories, annotation_file, once=True)
-    images, lost, dropped = _photos(document.images, annotation_file)
-    judge = _Judge(annotation_file, images, document.categories, lost)
+    judge = _Judge(annotation_file, folder, document.images, document.categories)
     rows, texts = np.zeros(len(document.annotations), ROW), []
     for start in range(0, len(rows), PIECE):
         piece = document.annotations[start : start + PIECE]
@@ -67,15 +77,26 @@ def read_file(annotation_file: Path) -> dict:
     rows = rows[: len(texts)]
     twin = pd.Index(rows["id"]).duplicated()
     for row in rows[twin]:
-        why = f"annotation {row['id']}: its id is there twice"
-        judge.dropped.append({"file": images[row["image"]]["file_name"], "why": why})
+        judge.drop(judge.images[row["image"]]["file_name"], f"annotation {row['id']}: its id is there twice")
     if twin.any():
         rows, texts = rows[~twin], [texts[i] for i in np.flatnonzero(~twin)]
     for key, boxes in judge.of_lost.items():
-        lost[key]["why"] += f" (its {boxes} annotations go with it)"
+        judge.lost[key]["why"] += f" (its {boxes} annotations go with it)"
     header = {name: bytes(getattr(document, name)) for name in ("info", "licenses")}
-    whole = {"categories": document.categories, "images": images, "rows": rows, "texts": texts}
-    return whole | {"dropped": dropped + judge.dropped, "header": {name: text for name, text in header.items() if text}}
+    return {
+        "categories": document.categories,
+        "images": judge.images,
+        "rows": rows,
+        "texts": texts,
+        "dropped": judge.dropped,
+        "notes": [
+            f"{annotation_file.name}: {name} is not written as COCO writes it, and was read for what it must mean: "
+            f"{count} times, the first {written!r} as {read!r}."
+            for name, (count, written, read) in judge.mended.items()
+        ],
+        "total": len(document.images) + len(document.annotations),
+        "header": {name: text for name, text in header.items() if text},
+    }
 
 
 def _read_document(annotation_file: Path) -> _Document:
@@ -111,49 +132,76 @@ def as_text(value) -> bytes:
     return json.dumps(value).encode()
 
 
-def _photos(texts: list, annotation_file: Path) -> tuple[list[dict], dict[int, dict], list[dict]]:
-    """The records of usable photos; the others as rows of ``dropped``, by their id where they have one, and all."""
-    images, lost, dropped, seen = [], {}, [], set()
-    for text in texts:
-        image = _record(text, annotation_file)
-        name = image.get("file_name")
-        if not (isinstance(name, str) and PLAIN_NAME(name)):
-            check_file_name(name, annotation_file)
-        why, key = image_problem(image), image.get("id")
-        if why is None and key in seen:
-            dropped.append({"file": name, "why": f"image id {key} is there twice"})
-        elif why is None:
-            seen.add(key)
-            images.append(image)
-        else:
-            dropped.append({"file": name, "why": why})
-            if is_id(key):
-                lost[key] = dropped[-1]
-    return images, {key: entry for key, entry in lost.items() if key not in seen}, dropped
-
-
-def _record(text, annotation_file: Path) -> dict:
-    try:
-        record = orjson.loads(bytes(text))
-    except orjson.JSONDecodeError:
-        record = json.loads(bytes(text))
-    if not isinstance(record, dict):
-        raise _no_coco_file(annotation_file)
-    return record
-
-
 class _Judge:
-    """Tells which annotations of a file can be used. ``dropped`` lists the others; those of photos that are not used
-    are counted in ``of_lost``, by the photo's id.
+    """Tells which records of a file can be used: ``images``, then the annotations of these piece by piece.
+
+    ``dropped`` lists the others; annotations of photos that are not used are counted in ``of_lost``, by the photo's id.
+    ``mended`` counts what was read otherwise than it is written: field -> [count, as written first, as read].
     """
 
-    def __init__(self, annotation_file: Path, images: list[dict], categories: list[dict], lost: dict[int, dict]):
-        self.file, self.images, self.lost = annotation_file, images, np.array([*lost], np.int64)
-        self.by_id = pd.Index(np.array([image["id"] for image in images], np.int64))
+    def __init__(self, annotation_file: Path, folder: Path, images: list, categories: list[dict]):
+        self.file, self.folder, self.images, self.dropped = annotation_file, folder, [], []
+        self.lost, self.of_lost, self.mended = {}, Counter(), {}
+        self._photos([self._record(text) for text in images])
+        self.by_id = pd.Index(np.array([image["id"] for image in self.images], np.int64))
         self.by_category = pd.Index(np.array([category["id"] for category in categories], np.int64))
-        self.sizes = np.array([(image["width"], image["height"]) for image in images] or [(0, 0)], float)
+        self.sizes = np.array([(image["width"], image["height"]) for image in self.images] or [(0, 0)], float)
         self.decoder = msgspec.json.Decoder(list[_Annotation])
-        self.dropped, self.of_lost = [], Counter()
+
+    def drop(self, file: str, why: str) -> dict:
+        self.dropped.append({"file": file, "why": why})
+        return self.dropped[-1]
+
+    def _record(self, text) -> dict:
+        try:
+            record = orjson.loads(bytes(text))
+        except orjson.JSONDecodeError:
+            record = json.loads(bytes(text))
+        if not isinstance(record, dict):
+            raise _no_coco_file(self.file)
+        return record
+
+    def _photos(self, records: list[dict]) -> None:
+        """Sort out the photos: an id or a name that does not say which photo is meant says nothing of its boxes."""
+        names, seen = [], set()
+        for i, image in enumerate(records):
+            name = image.get("file_name")
+            if not (isinstance(name, str) and PLAIN_NAME(name)):
+                check_file_name(name, self.file)
+                name = PurePosixPath(name).as_posix()
+            if image_problem(image):
+                records[i], changes = mended_image(image, self._size)
+                self._count(changes if image_problem(records[i]) is None else {})
+            names.append(name)
+        ids = [image["id"] if is_id(image.get("id")) else repr(image.get("id")) for image in records]
+        named = [(key, name) for key, name in zip(ids, names) if is_id(key)]
+        of_id, of_name = _together(named), _together([(name, key) for key, name in named])
+        for key, name, image in zip(ids, names, records):
+            why = image_problem(image)
+            if len(of_id.get(key, ())) > 1:
+                why = f"image id {key} stands for {' and '.join(sorted(of_id[key]))}, so its boxes for none of them"
+            elif is_id(key) and len(of_name.get(name, ())) > 1:
+                why = f"it stands under the image ids {' and '.join(map(str, of_name[name]))}, so the boxes of none fit"
+            elif why is None and key in seen:
+                self.drop(image["file_name"], f"image id {key} is there twice")
+                continue
+            if why is None:
+                seen.add(key)
+                self.images.append(image)
+            else:
+                self.lost[key] = self.drop(image["file_name"], why)
+
+    def _size(self, name: str) -> tuple[int, int] | None:
+        """Of a photo that has one frame: a camera's rotation mark leaves open which of two the boxes were drawn in."""
+        try:
+            with Image.open(self.folder / name) as photo:
+                return photo.size if photo.getexif().get(0x0112, 1) < 5 else None
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+            return None
+
+    def _count(self, changes: dict[str, tuple]) -> None:
+        for name, (written, read) in changes.items():
+            self.mended.setdefault(name, [0, written, read])[0] += 1
 
     def plain(self, texts: list) -> tuple[np.ndarray, list] | None:
         """Rows and texts of the annotations of usable photos; None when one is unusual in any way, allowed or not."""
@@ -172,10 +220,16 @@ class _Judge:
         rows["bbox"] = np.fromiter(numbers, float, 4 * len(records)).reshape(-1, 4)
         known, (x, y, w, h), (width, height) = rows["image"] >= 0, rows["bbox"].T, self.sizes[rows["image"]].T
         usable = (rows["label"] >= 0) & (ids > -(2**63)) & (iscrowd >= 0) & (iscrowd <= 1)
-        usable &= (np.abs(rows["area"]) < 1e100) & (np.abs(rows["bbox"]) < 1e100).all(axis=1) & (w > 0) & (h > 0)
+        usable &= (
+            (rows["area"] >= 0)
+            & (rows["area"] < 1e100)
+            & (np.abs(rows["bbox"]) < 1e100).all(axis=1)
+            & (w > 0)
+            & (h > 0)
+        )
         usable &= (x < width) & (y < height) & (x + w > 0) & (y + h > 0) & (w <= 2 * width) & (h <= 2 * height)
         usable &= known
-        usable |= ~known & np.isin(image_ids, self.lost)
+        usable |= ~known & np.isin(image_ids, np.array([key for key in self.lost if is_id(key)], np.int64))
         if not usable.all() or not plain_polygons([bytes(record.segmentation) for record in records]):
             return None
         self.of_lost.update(image_ids[~known].tolist())
@@ -185,25 +239,37 @@ class _Judge:
         """The same for any annotations, judged one after the other."""
         rows, kept = [], []
         for text in texts:
-            record = _record(text, self.file)
+            record, changes = mended_annotation(self._record(text))
             key, owner = record.get("id"), record.get("image_id")
             i = self.by_id.get_loc(owner) if is_id(owner) and owner in self.by_id else None
-            if i is None and is_id(owner) and owner in self.lost:
-                self.of_lost[owner] += 1
-                continue
-            if i is None:
-                self.dropped.append({"file": self.file.name, "why": f"annotation {key}: no photo {owner!r}"})
-                continue
-            why = annotation_problem(record, self.images[i], self.by_category)
+            lost = owner if is_id(owner) else repr(owner) if isinstance(owner, str | float | int) else None
+            why = annotation_problem(record, self.images[i], self.by_category) if i is not None else None
             if why:
-                self.dropped.append({"file": self.images[i]["file_name"], "why": f"annotation {key}: {why}"})
-                continue
-            x, y, w, h = record["bbox"]
-            whole = {"iscrowd": 0, "area": w * h, **record}
-            label = self.by_category.get_loc(record["category_id"])
-            rows.append((i, label, key, (x, y, w, h), whole["area"], whole["iscrowd"]))
-            kept.append(text if len(whole) == len(record) else as_text(whole))
+                self.drop(self.images[i]["file_name"], f"annotation {key}: {why}")
+            elif i is None and lost in self.lost:
+                self.of_lost[lost] += 1
+            elif i is None:
+                self.drop(
+                    self.file.name, f"annotation {key}: {f'no photo {owner!r}' if owner is not None else 'no image_id'}"
+                )
+            else:
+                x, y, w, h = record["bbox"]
+                whole = {"iscrowd": 0, "area": w * h, **record}
+                label = self.by_category.get_loc(record["category_id"])
+                rows.append((i, label, key, (x, y, w, h), whole["area"], whole["iscrowd"]))
+                kept.append(text if len(whole) == len(record) and not changes else as_text(whole))
+                self._count(changes)
         return np.array(rows, ROW), kept
+
+
+def _together(pairs: list[tuple]) -> dict:
+    """key -> its different values, for keys that are there more than once."""
+    count, found = Counter(key for key, _ in pairs), {}
+    if len(count) < len(pairs):
+        for key, value in pairs:
+            if count[key] > 1:
+                found.setdefault(key, {})[value] = None
+    return {key: list(values) for key, values in found.items()}
 
 
 def plain_polygons(texts: list[bytes]) -> bool:

@@ -1,20 +1,29 @@
-"""Records of COCO annotation files: what makes one usable. Whatever is wrong is said in words, nothing is repaired."""
+"""Records of COCO annotation files: what makes one usable, and what is read though it is not written as COCO writes it.
+
+Whatever is wrong is said in words. Only what can mean one thing is mended: "12" for 12, false for 0, a flat polygon.
+"""
 
 from __future__ import annotations
 
+import json
 import math
+import operator
+import os
+import re
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from helpers.files import UserError
 
 
-def check_file_name(file_name, annotation_file: Path) -> None:
-    """Raise UserError for a photo name that is absolute or climbs out of its folder."""
-    name = file_name if isinstance(file_name, str) else ""
+def check_file_name(name, annotation_file: Path) -> None:
+    """Raise UserError for a photo name that is no text, or absolute, or that climbs out of its folder."""
+    if not isinstance(name, str) or not name or "\0" in name or not _is_unicode(name):
+        raise UserError(f"{annotation_file} has a photo whose file_name is {name!r}: it must be a name such as 1.jpg.")
     parts = PurePosixPath(name.replace("\\", "/")).parts
-    if not parts or ".." in parts or name.startswith("/") or PureWindowsPath(name).anchor or "\0" in name:
+    windows = PureWindowsPath(name)
+    if not parts or ".." in parts or name.startswith("/") or windows.root or (os.name == "nt" and windows.drive):
         raise UserError(
-            f"{annotation_file} names the photo {file_name!r}, which leads out of its folder; this data set is refused."
+            f"{annotation_file} names the photo {name!r}, which leads out of its folder; this data set is refused."
         )
 
 
@@ -23,7 +32,7 @@ def check_categories(categories: list[dict], where, once: bool = False) -> None:
     name_of, id_of = {}, {}
     for category in categories:
         key, name = category.get("id"), category.get("name")
-        if not is_id(key) or not isinstance(name, str) or not name:
+        if not is_id(key) or not isinstance(name, str) or not name.strip() or not _is_unicode(name):
             raise UserError(f"{where}: category {category!r} needs a whole number as id and a name.")
         for table, left, right in ((name_of, key, name), (id_of, name, key)):
             if table.setdefault(left, right) != right:
@@ -35,23 +44,58 @@ def check_categories(categories: list[dict], where, once: bool = False) -> None:
         raise UserError(f"{where} lists a category twice.")
 
 
+def mended_annotation(record: dict) -> tuple[dict, dict[str, tuple]]:
+    """The record with what can mean one thing only read so, and field -> (as written, as read)."""
+    new = {**record, **{name: _whole(record[name]) for name in ("id", "image_id", "category_id") if name in record}}
+    if "iscrowd" in record:
+        crowd = record["iscrowd"]
+        new["iscrowd"] = int(crowd or 0) if isinstance(crowd, bool | None) else _whole(crowd)
+    if "area" in record:
+        new["area"] = _number(record["area"])
+    bbox = _list(record.get("bbox"))
+    if isinstance(bbox, list):
+        numbers = [_number(value) for value in bbox]
+        new["bbox"] = bbox if all(map(operator.is_, bbox, numbers)) else numbers
+    polygon = record.get("segmentation")
+    if isinstance(polygon, list) and len(polygon) >= 6 and all(map(_is_finite, polygon)):
+        new["segmentation"] = [polygon]
+    changes = {name: (record[name], new[name]) for name in record if new[name] is not record[name]}
+    if "area" in new and new["area"] is None:
+        del new["area"]  # as where it is left out
+        changes["area"] = (None, "the box's")
+    return new, changes
+
+
+def mended_image(record: dict, size_of) -> tuple[dict, dict[str, tuple]]:
+    """The same for a photo; ``size_of(file_name)`` tells (width, height) where the record does not."""
+    new = {**record, **{name: _whole(record[name]) for name in ("id", "width", "height") if name in record}}
+    if not _has_size(new) and (size := size_of(record.get("file_name"))):
+        new["width"], new["height"] = size
+    return new, {name: (record.get(name), new[name]) for name in new if new[name] is not record.get(name)}
+
+
 def image_problem(image: dict) -> str | None:
     """Why the record of a photo cannot be used, or None."""
     if not is_id(image.get("id")):
-        return f"image id {image.get('id')!r} is not a whole number"
-    if not all(is_id(image.get(side)) and 0 < image[side] < 10**6 for side in ("width", "height")):
+        return f"image id {image.get('id')!r} is not a whole number of 64 bits"
+    if not _has_size(image):
         return f"no valid width and height ({image.get('width')!r} x {image.get('height')!r})"
     return None
+
+
+def _has_size(image: dict) -> bool:
+    return all(is_id(image.get(side)) and 0 < image[side] < 10**6 for side in ("width", "height"))
 
 
 def annotation_problem(record: dict, image: dict, category_ids) -> str | None:
     """Why an annotation of ``image`` cannot be used, or None.
 
-    A box may stick out of its photo, as COCO's own do by a fraction of a pixel.
+    A box may stick out of its photo, as COCO's own do by a fraction of a pixel. A file may leave out area, iscrowd and
+    segmentation; where they are, they must be usable.
     """
-    bbox = record.get("bbox")
+    bbox, area, polygons = record.get("bbox"), record.get("area", 0), record.get("segmentation")
     if not is_id(record.get("id")):
-        return "its id is not a whole number"
+        return f"its id {record.get('id')!r} is not a whole number of 64 bits"
     if not is_id(record.get("category_id")) or record["category_id"] not in category_ids:
         return f"unknown category {record.get('category_id')!r}"
     if not (isinstance(bbox, list) and len(bbox) == 4 and all(_is_finite(value) for value in bbox)):
@@ -63,14 +107,10 @@ def annotation_problem(record: dict, image: dict, category_ids) -> str | None:
         return f"bbox {bbox} is outside the photo"
     if width > 2 * image["width"] or height > 2 * image["height"]:
         return f"bbox {bbox} is more than twice as large as the photo"
-    return _extras_problem(record)
-
-
-def _extras_problem(record: dict) -> str | None:
-    """A file may leave out area, iscrowd and segmentation; where they are, they must be usable."""
-    area, iscrowd, polygons = record.get("area", 0), record.get("iscrowd", 0), record.get("segmentation")
-    if not _is_finite(area) or not is_id(iscrowd) or iscrowd not in (0, 1):
-        return f"area {area!r} is no number, or iscrowd {iscrowd!r} is not 0 or 1"
+    if not _is_finite(area) or area < 0:
+        return f"area {area!r} is {'negative' if _is_finite(area) else 'no number'}"
+    if not is_id(record.get("iscrowd", 0)) or record.get("iscrowd", 0) not in (0, 1):
+        return f"iscrowd {record['iscrowd']!r} is not 0 or 1"
     if isinstance(polygons, list) and not all(_is_polygon(polygon) for polygon in polygons):
         return "segmentation holds something that is not a number"
     return None
@@ -79,6 +119,35 @@ def _extras_problem(record: dict) -> str | None:
 def is_id(value) -> bool:
     """A whole number that 64 bits hold; True and 1.0 are none."""
     return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
+
+
+def _whole(value):
+    """12 for "12", "12.0" and 12.0; anything else as it is."""
+    if isinstance(value, str) and re.fullmatch(r"\s*-?\d{1,19}(\.0*)?\s*", value, re.ASCII):
+        return int(value.split(".")[0])
+    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < 2**53 else value
+
+
+def _number(value):
+    """The number that a text spells; anything else as it is."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return float(value) if isinstance(_whole(value), str) else _whole(value)
+    except ValueError:
+        return value
+
+
+def _list(value):
+    """The list that a text spells; anything else as it is."""
+    try:
+        return json.loads(value) if isinstance(value, str) and value.lstrip().startswith("[") else value
+    except (ValueError, RecursionError):
+        return value
+
+
+def _is_unicode(text: str) -> bool:
+    return text.encode(errors="ignore").decode() == text
 
 
 def _is_finite(value) -> bool:

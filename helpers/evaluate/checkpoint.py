@@ -11,7 +11,7 @@ import pandas as pd
 from helpers.config import Config
 from helpers.devices import autocast, pick_device
 from helpers.engine import eval_loader, predict
-from helpers.files import require, write_atomic
+from helpers.files import read_table, require, write_atomic
 from helpers.index import CocoIndex
 from helpers.metrics import Detections, coco_metrics, ground_truth, save_detections
 from helpers.model import Detector, knows, load_detector
@@ -65,7 +65,7 @@ def record_metrics(path: Path, run: str, checkpoint: str, stats: dict[str, float
     """
     row = pd.DataFrame([{"run": run, "checkpoint": checkpoint, **stats}])
     if path.exists():
-        table = pd.read_csv(path, dtype={"run": str, "checkpoint": str})
+        table = read_table(path)
         table = pd.concat(
             [table[~((table["run"] == run) & (table["checkpoint"] == checkpoint))], row], ignore_index=True
         )

@@ -12,7 +12,7 @@ import orjson
 import pandas as pd
 from PIL import Image
 
-from helpers.files import UserError
+from helpers.files import UserError, read_table
 
 
 class Invalid(Exception):
@@ -47,7 +47,7 @@ def read_csv(path: Path, *columns: str, rows: int = 1, finite: bool | list[str] 
     must(path.exists(), f"{path.name} is missing")
     must(path.read_bytes().endswith(b"\n"), f"{path.name} is empty or cut short")
     try:
-        table = pd.read_csv(path, dtype={"run": str, "checkpoint": str})
+        table = read_table(path)
     except ValueError as error:
         raise Invalid(f"{path.name} is not a table ({str(error).strip().splitlines()[0]})") from None
     lacking = [name for name in columns if name not in table]

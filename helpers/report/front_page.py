@@ -20,7 +20,7 @@ import pandas as pd
 from helpers import cli
 from helpers.config import Config, as_text
 from helpers.error_analysis.tide import TYPES
-from helpers.files import UserError, notebooks, require, without_folders, write_atomic
+from helpers.files import UserError, notebooks, read_table, require, without_folders, write_atomic
 from helpers.grading.deliverables import check_all
 from helpers.grading.readers import pictures_in
 from helpers.pictures.embed import picture
@@ -113,7 +113,7 @@ def _part(build: Callable[[], dict]) -> dict:
 
 def headline(cfg: Config) -> dict:
     """Before and after for this run with their 95 % intervals, and all rows of metrics.csv."""
-    table = pd.read_csv(require(cfg.output_dir / "metrics.csv", "04_evaluate"), dtype={"run": str, "checkpoint": str})
+    table = read_table(require(cfg.output_dir / "metrics.csv", "04_evaluate"))
     ours = table[table["run"] == cfg.run_name]
     if ours.empty:
         raise UserError(f"metrics.csv has no row for the run {cfg.run_name}: run notebook 04_evaluate.")
@@ -142,7 +142,7 @@ def _intervals(cfg: Config) -> dict:
 
 def profile(folder: Path) -> dict:
     """The step breakdown: its rows (range, ms, share), and what they say in words."""
-    table = pd.read_csv(require(folder / "breakdown.csv", "03_train")).astype(
+    table = read_table(require(folder / "breakdown.csv", "03_train")).astype(
         {"range": str, "ms": float, "share": float}
     )
     summary = {"sentence": "", "photos_per_s": None, **_json(folder / "summary.json", default={})}
@@ -191,7 +191,7 @@ def _figure(path: Path, made_by: str, side: int = 1400) -> dict:
 
 
 def _table(path: Path, made_by: str, columns: tuple[str, ...], most: int = 80) -> dict:
-    table = pd.read_csv(require(path, made_by))
+    table = read_table(require(path, made_by))
     table = table[[name for name in columns if name in table]]
     if table.empty:
         raise ValueError(f"{path.name} has no row")

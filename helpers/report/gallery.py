@@ -6,12 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import orjson
-import pandas as pd
 from PIL import Image
 
 from helpers.config import Config
 from helpers.dataset import read_image
-from helpers.files import UserError, require
+from helpers.files import UserError, read_table, require
 from helpers.index import CocoIndex, open_split
 from helpers.metrics import load_detections
 from helpers.pictures.embed import jpeg
@@ -54,7 +53,7 @@ def _choose(index: CocoIndex, photos_file: Path) -> tuple[dict[int, str], str]:
     position = {int(image_id): i for i, image_id in enumerate(index.image_ids)}
     chosen: dict[int, str] = {}
     try:
-        table = pd.read_csv(photos_file)[["image_id", "false", "missed"]].astype(int)[::-1]  # best first in the file
+        table = read_table(photos_file)[["image_id", "false", "missed"]].astype(int)[::-1]  # best first in the file
         table = table[table["image_id"].isin(position.keys()) & (table["false"] + table["missed"] > 0)]
         for image_id, false, missed in table.head(PHOTOS // 2).itertuples(index=False):
             chosen[position[image_id]] = f"The error analysis counts {false} false and {missed} missed."

@@ -14,7 +14,7 @@ from helpers.evaluate.bootstrap import class_ap, draw_weights, replicates_for
 from helpers.evaluate.checkpoint import evaluate_checkpoint
 from helpers.evaluate.comparison import SIZES, STANDARD_ERRORS
 from helpers.evaluate.matching import match
-from helpers.files import UserError, write_atomic
+from helpers.files import UserError, read_table, write_atomic
 from helpers.index import open_split
 from helpers.metrics import coco_metrics, ground_truth, load_detections
 from helpers.synthetic_data.arms import arm_config, plan, prepare_arm
@@ -44,7 +44,7 @@ def run_arm(cfg: Config, share: float, seed: int, arm: str) -> dict:
     if not (cfg.resume and _is_done(ours)):
         train(ours, paste=paste_step(ours))
         evaluate_checkpoint(ours, open_split(cfg, "val2017"), "last")
-    epochs = pd.read_csv(ours.run_dir / "epochs.csv")
+    epochs = read_table(ours.run_dir / "epochs.csv")
     detections = load_detections(ours.run_dir / "detections_val2017_last.json")
     return {
         "run": ours.run_name,

@@ -16,6 +16,10 @@ from helpers.config import Config
 from helpers.files import UserError, locked
 from helpers.train import checkpoints
 
+ORDER = ("batch_size", "grad_accumulation", "seed", "max_train_images", "data_source")  # an epoch's batches
+TAKEN = (*ORDER, "image_size", "epochs", "augment", "scheduler", "warmup_ratio", "clip_norm", "ema", "precision")
+KEPT = ("lr", "lr_head", "lr_backbone", "weight_decay")  # of the optimizer's state
+
 
 def only_process(cfg: Config):
     """A lock on the run's name; where several processes train one run together, the first of them has it."""
@@ -34,7 +38,7 @@ def start_from(cfg: Config) -> tuple[Path | None, list[str]]:
     if cfg.resume or _same_cell_again(cfg):
         folder, passed = checkpoints.resume_from(cfg.run_dir, cfg.resume or "auto")
         if folder:
-            return folder, passed
+            return folder, passed + changed_settings(cfg, folder)
         if there and not cfg.overwrite:
             raise UserError(
                 f"The run {cfg.run_name} has no whole checkpoint to go on from: overwrite=True starts it anew. "
@@ -50,6 +54,32 @@ def start_from(cfg: Config) -> tuple[Path | None, list[str]]:
             f"{cfg.run_dir.name}/ in {cfg.output_dir.name}/ holds something that is no run: choose another run_name."
         )
     return None, passed
+
+
+def changed_settings(cfg: Config, folder: Path) -> list[str]:
+    """What is to be said of a checkpoint that was trained with other settings than those of ``cfg``.
+
+    Raises UserError where it lies within an epoch and the rest of the epoch would be another one.
+    """
+    try:
+        before = orjson.loads((folder.parent / "config.json").read_bytes())
+        within = orjson.loads((folder / "trainer_state.json").read_bytes())["batch"] > 0
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+    now = cfg.as_json()
+    changed = {name: f"{name}={before[name]}" for name in TAKEN + KEPT if name in before and before[name] != now[name]}
+    order = [text for name, text in changed.items() if name in ORDER]
+    if within and order:
+        raise UserError(
+            f"{folder.name} lies within an epoch that was begun with {', '.join(order)}: go on with the same, or from "
+            "the end of an epoch (resume=its number)."
+        )
+    taken = [f"{name}={now[name]} (was {before[name]})" for name in TAKEN if name in changed]
+    kept = [changed[name] for name in KEPT if name in changed]
+    sentences = [f"From here on with {', '.join(taken)}: not the run that it would have been."] if taken else []
+    return sentences + (
+        [f"The checkpoint's own {', '.join(kept)} stay, a resumed run does not change them."] if kept else []
+    )
 
 
 def empty(cfg: Config) -> None:

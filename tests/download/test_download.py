@@ -36,7 +36,7 @@ TOP10 = ["person", "car", "traffic light", "handbag", "bottle", "cup", "bowl", "
 JOBS = """
 import json, os, sys
 from helpers.config import load_config
-from helpers.download import fetch
+from helpers.download import zoo
 from helpers.download.prepare import prepare
 from helpers.files import UserError
 
@@ -45,7 +45,7 @@ bin_dir = fiftyone.constants.FIFTYONE_DB_BIN_DIR
 fiftyone.service.util.find_processes_by_args = lambda _: []  # a mongod of our own, also where someone else's runs
 for job in json.loads(sys.stdin.readline()):
     os.environ.update(job["env"])
-    fetch.WAITS = job.get("waits") or fetch.WAITS
+    zoo.WAITS = job.get("waits") or zoo.WAITS
     fiftyone.constants.FIFTYONE_DB_BIN_DIR = "/nonexistent" if job.get("no_mongod") else bin_dir
     try:
         answer = {"manifest": prepare(load_config(**job["config"]))}
@@ -607,17 +607,18 @@ def test_bad_record_is_dropped_and_listed(tmp_path, change, why):
 def test_bad_photo_records(tmp_path):
     source = tmp_path / "source"
     make_coco(source)
+    (source / "images" / "train2017" / f"{1:012d}.jpg").unlink()  # else its size would be known from the photo
     edit(
         source,
         lambda coco: (
             coco["images"][0].update(width=-4),
             coco["images"][1].update(id=None),
-            coco["images"].append({**coco["images"][3], "file_name": "x.jpg"}),
+            coco["images"].append({**coco["images"][3], "date": "2014"}),
         ),
     )
     manifest = prepare(folder_config(source, tmp_path / "d", top_k=2))
     reasons = " ".join(entry["why"] for entry in manifest["splits"]["train2017"]["dropped"])
-    for why in ("no valid width", "None is not a whole number", "4 is there twice", "its 2 annotations"):
+    for why in ("no valid width", "None is not a whole number", "4 is there twice", "its 2 annotations", "no photo 2"):
         assert why in reasons
     assert manifest["splits"]["train2017"]["images"] == 4
 
@@ -631,14 +632,21 @@ def test_record_without_area_or_iscrowd_gets_them(tmp_path):
     assert record["iscrowd"] == 0 and record["area"] == 10.3 * (0.1 + 0.2)
 
 
-@pytest.mark.parametrize(
-    "name", ["../../secret.jpg", "/etc/passwd", "a/../../b.jpg", "..\\b.jpg", "C:\\b.jpg", "", None, "a\0b"]
-)
+@pytest.mark.parametrize("name", ["../../secret.jpg", "/etc/passwd", "a/../../b.jpg", "..\\b.jpg", "C:\\b.jpg"])
 def test_photo_name_that_leads_out_is_refused(tmp_path, name):
     """Trap 17: COCO's file lists names, and a name may hold `../`."""
     make_coco(tmp_path / "source")
     edit(tmp_path / "source", lambda coco: coco["images"][2].update(file_name=name))
     with pytest.raises(UserError, match="leads out of its folder"):
+        prepare(folder_config(tmp_path / "source", tmp_path / "d", top_k=2))
+
+
+@pytest.mark.parametrize("name", ["", None, 7, "a\0b", "\ud800.jpg"])
+def test_photo_name_that_is_none_is_refused(tmp_path, name):
+    """In words that fit: such a name leads nowhere."""
+    make_coco(tmp_path / "source")
+    edit(tmp_path / "source", lambda coco: coco["images"][2].update(file_name=name))
+    with pytest.raises(UserError, match="has a photo whose file_name is .*: it must be a name such as"):
         prepare(folder_config(tmp_path / "source", tmp_path / "d", top_k=2))
 
 

@@ -50,6 +50,16 @@ def test_a_whole_run_holds(whole):
     assert wrong(whole[1]) == {}
 
 
+@pytest.mark.parametrize("names", [("0", "NA", "1e5"), ("nan", "None", "true"), ("01", "null", "-inf")])
+def test_class_names_that_look_like_values(tmp_path, monkeypatch, names):
+    """Digits are classes (meters, plates), and pandas reads them, NA and others as something else."""
+    monkeypatch.setattr(artifact_tree, "CLASSES", names)
+    cfg = artifact_tree.make(tmp_path, run_name="01")
+    page = build_report(cfg).read_text()
+    assert wrong(cfg) == {}
+    assert all(f">{name}</" in page for name in names)
+
+
 def edit_csv(change):
     def damage(path: Path) -> None:
         table = pd.read_csv(path)

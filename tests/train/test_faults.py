@@ -21,13 +21,14 @@ from matplotlib.figure import Figure
 from safetensors.torch import load_file, save_file
 
 from helpers import engine
+from helpers.config import load_config
 from helpers.engine import train_loader, train_step
 from helpers.evaluate.checkpoint import record_metrics
 from helpers.files import UserError, save_figure, write_atomic, write_json
 from helpers.grading import checks
 from helpers.grading.readers import Invalid
 from helpers.metrics import STATS, save_detections
-from helpers.train import checkpoints, faults, training
+from helpers.train import checkpoints, faults, run_folder, training
 from helpers.train.training import build, train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -416,3 +417,21 @@ def test_kernel_without_a_fixed_order_is_named(base, monkeypatch):
         UserError, match="deterministic=true cannot be had .*grid_sampler_2d_backward_cuda.* leave it out"
     ):
         train(base.with_(run_name="unordered", overwrite=True))
+
+
+def test_resume_with_other_settings_says_what_changes(tmp_path):
+    """Within an epoch the batches follow from the batch size and the seed: the rest would be photos seen before."""
+    cfg = load_config("demo", output_dir=tmp_path)
+    folder = cfg.run_dir / "checkpoint_last"
+    folder.mkdir(parents=True)
+    write_json(cfg.run_dir / "config.json", cfg.as_json())
+    write_json(folder / "trainer_state.json", {"batch": 3})
+    assert run_folder.changed_settings(cfg, folder) == []
+    for change in ({"batch_size": 3}, {"seed": 7}, {"grad_accumulation": 2}):
+        with pytest.raises(UserError, match=f"lies within an epoch that was begun with {next(iter(change))}="):
+            run_folder.changed_settings(cfg.with_(**change), folder)
+    (sentence,) = run_folder.changed_settings(cfg.with_(epochs=9, image_size=320), folder)
+    assert "image_size=320 (was 256), epochs=9 (was 2)" in sentence
+    write_json(folder / "trainer_state.json", {"batch": 0})
+    taken, kept = run_folder.changed_settings(cfg.with_(batch_size=3, lr=0.5), folder)
+    assert "batch_size=3 (was 8)" in taken and "lr=0.0004 stay" in kept

@@ -322,8 +322,8 @@ def test_readme_lists_every_preset():
 def test_pages_name_real_files_and_commands(page):
     """Every `make` target, module, path and link of a page is there."""
     text = (ROOT / page).read_text()
-    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    assert set(re.findall(r"\bmake ([a-z]+)\b", "".join(re.findall(r"`[^`]+`", text)))) <= targets
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert set(re.findall(r"\bmake ([a-z-]+)\b", "".join(re.findall(r"`[^`]+`", text)))) <= targets
     for module in re.findall(r"python -m (helpers\.\w+)", text):
         assert (ROOT / module.replace(".", "/") / "__main__.py").is_file(), module
     for path in re.findall(r"`(?:python )?((?:helpers|notebooks|tests|data|benchmarks)/[\w./]+)", text):
@@ -347,7 +347,9 @@ SHARED_BY_SCRIPTS = {"machine", "peer", "gpu_lab", "gpu_right", "gpu_speed"}  # 
 def test_every_benchmark_has_its_claim():
     """A script whose claim nobody reads, or a claim without its command; the other modules are what scripts share."""
     rows = rows_under("Benchmarks", "benchmarks/README.md")
-    named = {re.fullmatch(r"python benchmarks/(\w+)\.py", cells[2])[1] for cells in rows.values()}
+    named = {
+        re.match(r"(?:python benchmarks/|make )([\w-]+)", cells[2])[1].replace("-", "_") for cells in rows.values()
+    }
     assert named == {path.stem for path in (ROOT / "benchmarks").glob("*.py")} - SHARED_BY_SCRIPTS
     assert all(len(cells) == 3 and all(cells) for cells in rows.values())
 

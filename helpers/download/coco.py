@@ -139,8 +139,8 @@ def _check_new(part: Records, annotation_file: Path, owners: dict) -> None:
             other = owners.setdefault((kind, key), annotation_file)
             if other != annotation_file:
                 raise UserError(
-                    f"{kind} {key} is both in {other} and in {annotation_file}: folders that are joined "
-                    "must not share ids or photo names; leave one of them out of coco_root."
+                    f"{kind} {key} is both in {other} and in {annotation_file}: folders that are joined must not "
+                    "share ids or photo names; leave one of them out of coco_root."
                 )
 
 

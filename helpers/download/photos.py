@@ -36,8 +36,8 @@ def require_space(folder: Path, size: int, what: str) -> None:
     free = shutil.disk_usage(folder).free
     if size and free < size + 200e6:
         raise UserError(
-            f"{what} need about {size / 1e9:.1f} GB, {folder} has {free / 1e9:.1f} GB free: make room, ask "
-            "for fewer photos (max_train_images), or choose another data_dir."
+            f"{what} need about {size / 1e9:.1f} GB, {folder} has {free / 1e9:.1f} GB free: make room, ask for fewer "
+            "photos (max_train_images), or choose another data_dir."
         )
 
 
@@ -90,8 +90,8 @@ def turn_doubt(records: Records, split: str) -> list[str]:
         return []
     return [
         f"Photos of {split} with a rotation mark (EXIF) that their size does not show: {len(marked)}, the first "
-        f"{records.images[marked[0]]['file_name']}. Their boxes are taken for the stored pixels; where a "
-        "viewer turned the photo before they were drawn, turn the pixels and remove the mark."
+        f"{records.images[marked[0]]['file_name']}. Their boxes are taken for the stored pixels; where a viewer "
+        "turned the photo before they were drawn, turn the pixels and remove the mark."
     ]
 
 

@@ -21,8 +21,8 @@ def check_boxes(index: CocoIndex, split: str) -> list[str]:
     unit = (np.abs(index.bbox) <= 1.001).all(axis=1) & (size > 4).all(axis=1)
     if 2 * unit.sum() > len(unit):
         raise UserError(
-            f"Boxes of {split} that are smaller than a pixel: {unit.sum()} of {len(unit)}, {_first(index, unit)}. bbox "
-            "looks like fractions of the photo; COCO's are pixels: multiply by the photo's width and height."
+            f"Boxes of {split} that are smaller than a pixel: {unit.sum()} of {len(unit)}, {_first(index, unit)}. "
+            "bbox looks like fractions of the photo; COCO's are pixels: multiply by the photo's width and height."
         )
     far = index.bbox[:, :2] + index.bbox[:, 2:]
     if len(far) >= 10 and size.min() > 200 and 80 < far.max() <= 100.5:

@@ -161,8 +161,8 @@ def split_files(roots: list[Path]) -> dict[str, list[tuple[Path, Path]]]:
     for split, pairs in files.items():
         if not pairs:
             raise UserError(
-                f"There is no annotations/instances_{split}.json in {', '.join(map(str, roots))}: "
-                "coco_root must be a COCO folder."
+                f"There is no annotations/instances_{split}.json in {', '.join(map(str, roots))}: coco_root must be "
+                "a COCO folder."
             )
     return files
 
@@ -226,8 +226,8 @@ def _claim(cfg: Config) -> None:
     ours = any((folder / name).exists() for name in ("manifest.json", UNFINISHED))
     if not ours and any((folder / name).exists() for name in ("images", "annotations")):
         raise UserError(
-            f"{folder} holds images or annotations that were not put there by notebook 01: choose another "
-            "data_dir, or use that folder as coco_root with data_source=folder."
+            f"{folder} holds images or annotations that were not put there by notebook 01: choose another data_dir, "
+            "or use that folder as coco_root with data_source=folder."
         )
     write_atomic(folder / UNFINISHED, "This data set is not complete: run notebook 01 again.\n")
     (folder / "manifest.json").unlink(missing_ok=True)

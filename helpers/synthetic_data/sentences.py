@@ -20,8 +20,8 @@ def made(manifest: dict) -> str:
     left_out = ", ".join(f"{n:,} ({reason})" for reason, n in manifest["not_cut_out"].items())
     return (
         f"{manifest['photos']:,} photos with {manifest['annotations']:,} objects, {pasted:,} of them pasted "
-        f"({pasted / max(1, manifest['photos']):.1f} a photo). Pasting covered {manifest['partly_covered']:,} objects "
-        f"in part, hid {manifest['hidden']:,} so far that they are no longer labelled, and found no place "
+        f"({pasted / max(1, manifest['photos']):.1f} a photo). Pasting covered {manifest['partly_covered']:,} "
+        f"objects in part, hid {manifest['hidden']:,} so far that they are no longer labelled, and found no place "
         f"{manifest['refused']:,} times."
         + (f" Not cut out: {left_out}." if left_out else "")
         + (f" {manifest['unreadable']} photos could not be read." if manifest["unreadable"] else "")

@@ -71,8 +71,8 @@ def changed_settings(cfg: Config, folder: Path) -> list[str]:
     order = [text for name, text in changed.items() if name in ORDER]
     if within and order:
         raise UserError(
-            f"{folder.name} lies within an epoch that was begun with {', '.join(order)}: go on with the same, or from "
-            "the end of an epoch (resume=its number)."
+            f"{folder.name} lies within an epoch that was begun with {', '.join(order)}: go on with the same, or "
+            "from the end of an epoch (resume=its number)."
         )
     taken = [f"{name}={now[name]} (was {before[name]})" for name in TAKEN if name in changed]
     kept = [changed[name] for name in KEPT if name in changed]

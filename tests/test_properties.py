@@ -19,7 +19,7 @@ from helpers.boxes import box_iou, cxcywh_to_xyxy, xywh_to_xyxy, xyxy_to_cxcywh,
 from helpers.collator import Preprocess
 from helpers.download import reader
 from helpers.download.coco import read_index, read_split
-from helpers.download.records import check_file_name, is_id
+from helpers.download.records import check_file_name
 from helpers.files import UserError
 from helpers.index import CocoIndex
 

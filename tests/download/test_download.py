@@ -16,9 +16,9 @@ from pathlib import Path
 
 import numpy as np
 import orjson
-import psutil
 import pytest
 from mirror import Mirror
+from mongod import wait_for_no_mongod
 from PIL import Image
 
 from helpers.config import load_config
@@ -79,22 +79,6 @@ def run_jobs(folder: Path, jobs: list[dict]) -> list[dict]:
     answers = [json.loads(line[7:]) for line in out.splitlines() if line.startswith("ANSWER ")]
     assert len(answers) == len(jobs), errors[-3000:]
     return answers
-
-
-def wait_for_no_mongod(folder: Path) -> None:
-    """FiftyOne's service stops its mongod a moment after the process that asked for it."""
-
-    def left():
-        return [
-            process.pid
-            for process in psutil.process_iter(["name", "cmdline"])
-            if process.info["name"] == "mongod" and str(folder) in " ".join(process.info["cmdline"] or ())
-        ]
-
-    deadline = time.monotonic() + 20
-    while left() and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not left()
 
 
 def fiftyone_config(folder: Path, **changes) -> dict:

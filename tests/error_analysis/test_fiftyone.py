@@ -9,7 +9,7 @@ import sys
 
 import numpy as np
 import pytest
-from test_download import wait_for_no_mongod
+from mongod import wait_for_no_mongod
 from test_errors import made_up_detections
 
 from helpers.config import load_config

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -167,16 +168,16 @@ def first_free_id(cfg: Config) -> int:
 
 def _write(ours: Config, index: CocoIndex, photos: list[dict]) -> int:
     """Photos and annotations of an arm; how many of the photos are different. What comes again gets new ids."""
-    images, annotations, seen = [], [], set()
+    images, annotations, seen = [], [], Counter()
     ids = [photo["image"]["id"] for photo in photos] + [r["id"] for photo in photos for r in photo["records"]]
     fresh = itertools.count(max(ids) + 1)
     for photo in photos:
-        image, again = dict(photo["image"]), photo["image"]["id"] in seen
-        if again:
-            image |= {"id": next(fresh), "copy_of": image["id"]}
-        else:
-            link_or_copy(photo["path"].resolve(), ours.image_dir(SPLIT) / image["file_name"])
-        seen.add(photo["image"]["id"])
+        image, again = dict(photo["image"]), seen[photo["image"]["id"]]
+        seen[image["id"]] += 1
+        if again:  # a photo under two ids would be refused, so a copy has a name of its own too
+            name = f"again_{again}/{image['file_name']}"
+            image |= {"id": next(fresh), "copy_of": image["id"], "file_name": name}
+        link_or_copy(photo["path"].resolve(), ours.image_dir(SPLIT) / image["file_name"])
         images.append(image)
         annotations += [
             record | {"id": next(fresh) if again else record["id"], "image_id": image["id"]}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -129,8 +130,9 @@ class Pool:
 
 
 def originals(index: CocoIndex) -> np.ndarray:
-    """[N] for each photo of an index the first one that is the same file."""
-    _, first, which = np.unique(index.file_names, return_index=True, return_inverse=True)
+    """[N] for each photo of an index the first one that it is a copy of, as ``arms`` names copies."""
+    names = [re.sub(r"^again_\d+/", "", name) for name in index.file_names.tolist()]
+    _, first, which = np.unique(names, return_index=True, return_inverse=True)
     return first[which]
 
 

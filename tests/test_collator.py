@@ -1,5 +1,7 @@
 """Resizing, normalising and padding are the checkpoint's own processor's."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -107,6 +109,26 @@ def test_batch_from_a_worker_is_the_same(kind, photos):
     unreadable = [{"image": None, "image_id": key} for key in (5, 6)]
     (nothing,) = torch.utils.data.DataLoader(unreadable, batch_size=2, num_workers=1, collate_fn=preprocess.collate)
     assert nothing == {"pixel_values": None, "unreadable": [5, 6]}
+
+
+def test_padding_to_a_multiple_is_padding(photos):
+    """On a GPU, batches of few different sizes: more padding, the same photos, boxes and masks."""
+    plain = read_processor(PROCESSORS["detr"])
+    wide = dataclasses.replace(plain, multiple=64)
+    batches = []
+    for preprocess in (plain, wide):
+        resized = []
+        for photo in photos:
+            image, boxes_xyxy = preprocess.resize(photo["image"], photo["boxes_xyxy"])
+            resized.append({**photo, "image": image, "boxes_xyxy": boxes_xyxy})
+        batches.append(preprocess.collate(resized))
+    narrow, padded = (batch["pixel_values"].shape[2:] for batch in batches)
+    assert narrow == (160, 160) and padded == (192, 192)
+    assert torch.equal(batches[0]["pixel_values"], batches[1]["pixel_values"][..., :160, :160])
+    assert torch.equal(batches[0]["pixel_mask"], batches[1]["pixel_mask"][:, :160, :160])
+    assert batches[1]["pixel_mask"].sum() == batches[0]["pixel_mask"].sum()
+    for one, other in zip(batches[0]["labels"], batches[1]["labels"]):
+        assert torch.equal(one["boxes"], other["boxes"])
 
 
 def test_tensors_back_to_pixels(photos):

@@ -49,6 +49,9 @@ def executed(hub, coco_source, tmp_path_factory):
         "epochs": 1,
         "num_workers": 0,
         "precision": "fp32",
+        "arms": "real,on_the_fly",
+        "arm_seeds": "0",
+        "arm_steps": 2,
     }
     with Mirror(coco=coco_source, models=hub) as mirror:
         env = {

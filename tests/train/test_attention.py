@@ -14,7 +14,7 @@ from helpers.download.coco import read_index
 from helpers.files import UserError
 from helpers.index import CocoIndex
 from helpers.model import load_detector
-from helpers.pictures import grids
+from helpers.train import figures
 from helpers.train.attention import QueryAttention, attention_table, query_attention, telling_photo
 
 CLASSES = ("person", "car", "chair")
@@ -61,7 +61,7 @@ def test_attention_is_whole_and_about_the_photo(detector, index):
     assert [q.score for q in queries] == sorted((q.score for q in queries), reverse=True)
     table = attention_table(queries, CLASSES)
     assert table.drop(columns="query").to_numpy(dtype=float).min() >= 0 and len(table) == len(queries)
-    figure = grids.attention(photo, queries, CLASSES)
+    figure = figures.attention(photo, queries, CLASSES)
     figure.canvas.draw()
     assert len(figure.axes) == 2 * len(queries)
 

@@ -67,22 +67,21 @@ def test_number_that_is_not_finite_stops_with_the_photos(base, monkeypatch, what
     batches = []
     at_call(monkeypatch, engine, "train_loader", 2, lambda loader: [batches.append(batch) or batch for batch in loader])
     if what == "loss":  # of the fifth step
-        real, calls = training.load_detector, []
+        real, calls = training.take_fast_path, []
 
-        def poisoned(*args, **kwargs):
-            detector = real(*args, **kwargs)
-            loss = detector.model.loss_function
+        def poisoned(model):
+            real(model)
+            loss = model.loss_function
 
             def broken(*a, **k):
-                if detector.model.training:
+                if model.training:
                     calls.append(1)
                 value, parts, auxiliary = loss(*a, **k)
                 return value * (math.nan if len(calls) == 5 else 1), parts, auxiliary
 
-            detector.model.loss_function = broken
-            return detector
+            model.loss_function = broken
 
-        monkeypatch.setattr(training, "load_detector", poisoned)
+        monkeypatch.setattr(training, "take_fast_path", poisoned)
     else:
         at_call(monkeypatch, training.Accelerator, "clip_grad_norm_", 5, lambda norm: norm * math.nan)
     with pytest.raises(UserError, match=f"The {what} is not a finite number at step 5") as caught:

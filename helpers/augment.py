@@ -38,16 +38,10 @@ class Augment:
                 A.Blur(blur_limit=3, p=0.1),
                 A.GaussNoise(std_range=(0.02, 0.08), p=0.1),
             ]
-        boxes = A.BboxParams(
-            "pascal_voc",
-            label_fields=["labels"],
-            clip=True,
-            filter_invalid_bboxes=True,
-            check_each_transform=False,
-            min_visibility=MIN_VISIBLE,
-            min_width=MIN_SIDE,
-            min_height=MIN_SIDE,
-        )  # boxes are judged once, at the end
+        # boxes are judged once, at the end
+        small = {"min_visibility": MIN_VISIBLE, "min_width": MIN_SIDE, "min_height": MIN_SIDE}
+        careful = {"clip": True, "filter_invalid_bboxes": True, "check_each_transform": False}
+        boxes = A.BboxParams("pascal_voc", label_fields=["labels"], **careful, **small)
         self.compose = A.Compose(steps, bbox_params=boxes)
 
     def __call__(self, image: np.ndarray, boxes_xyxy: np.ndarray, labels: np.ndarray, seed: int):

@@ -82,20 +82,16 @@ class Preprocess:
             for sample, by in zip(samples, padding)
         ]
         pixels = default_collate(images)  # [B, H, W, 3]; in a data-loader worker it stacks straight into shared memory
+        boxes_cxcywh = [xyxy_to_cxcywh(sample["boxes_xyxy"], h, w) for sample, (h, w) in zip(samples, sizes)]
         batch = Batch(
-            {
-                "pixel_values": pixels.permute(0, 3, 1, 2),  # [B, 3, H, W]
-                "labels": [
-                    {
-                        "class_labels": torch.from_numpy(sample["class_labels"]),
-                        "boxes": torch.from_numpy(xyxy_to_cxcywh(sample["boxes_xyxy"], h, w)),
-                    }
-                    for sample, (h, w) in zip(samples, sizes)
-                ],
-                "image_ids": [sample["image_id"] for sample in samples],
-                "orig_sizes": torch.tensor([sample["orig_size"] for sample in samples]),
-                "unreadable": unreadable,
-            }
+            pixel_values=pixels.permute(0, 3, 1, 2),  # [B, 3, H, W]
+            labels=[
+                {"class_labels": torch.from_numpy(sample["class_labels"]), "boxes": torch.from_numpy(boxes)}
+                for sample, boxes in zip(samples, boxes_cxcywh)
+            ],
+            image_ids=[sample["image_id"] for sample in samples],
+            orig_sizes=torch.tensor([sample["orig_size"] for sample in samples]),
+            unreadable=unreadable,
         )
         if self.keep_aspect:
             batch["pixel_mask"] = _masks(sizes, height, width)

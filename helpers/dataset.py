@@ -66,16 +66,7 @@ class CocoDetection(torch.utils.data.Dataset):
     more of them onto the resized photo, before ``augment``.
     """
 
-    def __init__(
-        self,
-        index: CocoIndex,
-        resize,
-        augment=None,
-        seed: int = 0,
-        most_objects: int | None = None,
-        epoch: int = 0,
-        paste=None,
-    ):
+    def __init__(self, index: CocoIndex, resize, augment=None, seed=0, most_objects=None, epoch=0, paste=None):
         self.index, self.resize, self.augment, self.most_objects = index, resize, augment, most_objects
         self.seed, self.epoch, self.paste = seed, epoch, paste  # seed and epoch of paste and augment
         # computed here and not in each data-loader worker, which would then have a copy of its own

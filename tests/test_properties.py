@@ -137,11 +137,9 @@ def test_collation(batch_of, keep_aspect):
         assert (pixels[:, :height, :width].permute(1, 2, 0).numpy() == sample["image"]).all()
         assert pixels.count_nonzero() == np.count_nonzero(sample["image"]), "padding is zero"
         if keep_aspect:
-            assert (
-                max(height, width) == 48
-                and batch["pixel_mask"][k].sum() == height * width
-                and batch["pixel_mask"][k, :height, :width].all()
-            )
+            assert max(height, width) in (47, 48)  # transformers cuts 47 * (48 / 47) to 47, and so do we
+            mask = batch["pixel_mask"][k]
+            assert mask.sum() == height * width and mask[:height, :width].all()
         assert label["boxes"].dtype == torch.float32 and label["class_labels"].dtype == torch.int64
         assert len(label["boxes"]) == len(label["class_labels"]) == len(sample["class_labels"])
         assert ((label["boxes"] >= 0) & (label["boxes"] <= 1 + 1e-6)).all()

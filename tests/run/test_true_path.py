@@ -42,7 +42,7 @@ def executed(hub, coco_source, tmp_path_factory):
     values = {
         "data_dir": folder / "data" / "mini",
         "output_dir": folder / "artifacts",
-        "max_train_images": 6,
+        "max_train_images": 24,
         "max_val_images": 4,
         "image_size": 160,
         "batch_size": 2,

@@ -60,7 +60,10 @@ def probe(
     index = copy_paste.segmentations.index
     n = min(most, len(index) // 2)
     if n < 2 * FOLDS:
-        raise UserError(f"The probe needs {4 * FOLDS} training photos, there are {len(index)}.")
+        raise UserError(
+            f"The probe needs {4 * FOLDS} training photos and as many synthetic ones, there are {len(index)} and "
+            f"{2 * most}: take more photos, or more arm_steps."
+        )
     rows, numbers = {"real": [], "other": [], "synthetic": []}, []
     for number in progress(range(2 * n)):
         i = background(len(index), seed, number)

@@ -51,7 +51,7 @@ def executed(hub, coco_source, tmp_path_factory):
         "precision": "fp32",
         "arms": "real,on_the_fly",
         "arm_seeds": "0",
-        "arm_steps": 2,
+        "arm_steps": 10,  # of two photos: the probe of 06 needs 20 synthetic ones
     }
     with Mirror(coco=coco_source, models=hub) as mirror:
         env = {

@@ -50,6 +50,15 @@ def test_a_whole_run_holds(whole):
     assert wrong(whole[1]) == {}
 
 
+def test_start_that_finds_nothing_is_no_damage(copy):
+    """A whole head may prefer other classes everywhere; what must hold then is that row one says 0."""
+    _, cfg = copy
+    (cfg.run_dir / "detections_val2017_start.json").write_text("[]")
+    assert list(wrong(cfg)) == ["metrics"], "the row of the start still claims what the file does not give"
+    (cfg.run_dir / "detections_val2017.json").write_text("[]")
+    assert wrong(cfg)["detections"] == "it holds no detection"
+
+
 @pytest.mark.parametrize("names", [("0", "NA", "1e5"), ("nan", "None", "true"), ("01", "null", "-inf")])
 def test_class_names_that_look_like_values(tmp_path, monkeypatch, names):
     """Digits are classes (meters, plates), and pandas reads them, NA and others as something else."""

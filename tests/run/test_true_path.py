@@ -78,7 +78,7 @@ def test_photos_and_weights_came_from_the_two_hosts(executed):
     """A cache or a local copy that answered instead would prove nothing."""
     _, asked = executed
     assert any("annotations_trainval2017.zip" in url for url in asked)
-    assert sum(url.endswith(".jpg") for url in asked) == 10
+    assert sum(url.endswith(".jpg") for url in asked) == 24 + 4
     assert any("facebook/detr-resnet-50" in url and url.endswith("model.safetensors") for url in asked)
 
 
@@ -89,7 +89,8 @@ def test_every_deliverable_is_there_and_holds(executed):
     assert len(rows) >= 15 and all(row["valid"] for row in rows), [row for row in rows if not row["valid"]]
     assert (artifacts / "report" / "index.html").stat().st_size > 10_000
     metrics = pd.read_csv(artifacts / "metrics.csv")
-    assert metrics["checkpoint"].tolist() == ["start", "best"] and metrics["run"].tolist() == ["mini", "mini"]
+    assert metrics["checkpoint"].tolist() == ["start", "best", "last", "last"]
+    assert metrics["run"].tolist() == ["mini", "mini", "mini-real-100-s0", "mini-on_the_fly-100-s0"]
 
 
 def test_checkpoint_is_a_detr_of_ten_classes(executed):
@@ -160,6 +161,9 @@ def test_every_notebook_runs_a_second_time(executed):
         "epochs",
         "num_workers",
         "precision",
+        "arms",
+        "arm_seeds",
+        "arm_steps",
         "resume",
         "profile",
     )
@@ -174,4 +178,4 @@ def test_every_notebook_runs_a_second_time(executed):
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert (artifacts / "mini" / "losses.csv").read_bytes() == losses
-    assert pd.read_csv(artifacts / "metrics.csv")["checkpoint"].tolist() == ["start", "best"]
+    assert pd.read_csv(artifacts / "metrics.csv")["checkpoint"].tolist() == ["start", "best", "last", "last"]

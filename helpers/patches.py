@@ -22,6 +22,7 @@ HEADS = re.compile(r"(\w+_)?(class|score|bbox)\w*_(embed|head|classifier|predict
 def mend(model: nn.Module) -> None:
     """All of this module's corrections."""
     decoder_norm_aside(model)
+    denoising_with_its_losses(model)
     heads_in_fp32(model)
     without_waits(model)
     model.loss_function = loss_in_fp32(model.loss_function)
@@ -62,6 +63,19 @@ def _hand_on_raw_state(decoder: nn.Module) -> None:
     for reader in (decoder.layernorm, getattr(decoder, "query_scale", None)):
         if reader is not None:
             reader.register_forward_pre_hook(raw)
+
+
+def denoising_with_its_losses(model: nn.Module) -> None:
+    """Without ``auxiliary_loss``, RT-DETR, D-FINE and DEIMv2 must train without denoising queries.
+
+    transformers 5.23 takes these queries out of the loss together with the auxiliary outputs, and without those leaves
+    them among the photo's own: the matcher pairs objects with queries that began at the very object, and the photo's
+    own queries learn to find nothing. A decoder that sees no labels makes none.
+    """
+    if getattr(model.config, "num_denoising", 0) and not model.config.auxiliary_loss:
+        model.model.register_forward_pre_hook(
+            lambda _, inputs, named: (inputs, named | {"labels": None}), with_kwargs=True
+        )
 
 
 def heads_in_fp32(model: nn.Module) -> None:

@@ -190,3 +190,19 @@ def test_mended_model_is_the_plain_one(tmp_path):
         mend(ours)
         with torch.no_grad():
             assert torch.equal(plain(batch()["pixel_values"]).logits, ours(batch()["pixel_values"]).logits)
+
+
+def test_denoising_queries_are_not_the_photos_own(tmp_path):
+    """Without auxiliary losses they stayed among the queries that objects are paired with: a trained detector forgot
+    what it knew within an epoch.
+    """
+    source = dfine(tmp_path)
+    cfg = load_config("demo", model=str(source), classes=CLASSES, auxiliary_loss=False)
+    queries = {}
+    for key, auxiliary in (("ours", False), ("with its losses", True)):
+        model = train_mode(load_detector(cfg.with_(auxiliary_loss=auxiliary), CLASSES).model)
+        queries[key] = model(**batch()).logits.shape[1]
+    faulty = transformers.AutoModelForObjectDetection.from_pretrained(source, auxiliary_loss=False)
+    queries["as it comes"] = faulty.train()(**batch()).logits.shape[1]
+    own = faulty.config.num_queries
+    assert queries["ours"] == own < queries["as it comes"] == queries["with its losses"]

@@ -2,11 +2,13 @@
 
     python benchmarks/recipe.py scenes                              # made-up scenes
     python benchmarks/recipe.py photos --coco FOLDER,FOLDER         # COCO folders
+    python benchmarks/recipe.py detector --coco FOLDER,FOLDER --model FOLDER   # from a detector that knows COCO
     python benchmarks/recipe.py scenes --only no_ema,no_augment     # these rows, beside those that are there
 
-A row is a training by the project's own loop from the checkpoint in ``data/pretrained`` (preset ``demo``), measured on
-the validation split after its last step. A row that is there is not trained again, and one that was interrupted goes on
-from its last epoch. The tables are in ``docs/recipe.md``.
+A row is a training by the project's own loop, measured on the validation split after its last step: from the checkpoint
+in ``data/pretrained`` (preset ``demo``), or from ``--model`` (preset ``photos``), where each row is compared with the
+untouched detector, whole head, at the row's own image size, by a paired bootstrap over the photos. A row that is there
+is not trained again, and one that was interrupted goes on from its last epoch. The tables are in ``docs/recipe.md``.
 """
 
 from __future__ import annotations
@@ -23,13 +25,14 @@ from helpers.cli import command
 from helpers.config import Config, load_config
 from helpers.download.prepare import prepare
 from helpers.engine import eval_loader, predict
-from helpers.evaluate.checkpoint import load_checkpoint
+from helpers.evaluate.checkpoint import evaluate_checkpoint, load_checkpoint
+from helpers.evaluate.comparison import assess, difference
 from helpers.files import ROOT, UserError, write_atomic, write_json
 from helpers.index import open_split
 from helpers.metrics import coco_metrics, ground_truth
 from helpers.train.training import train
 
-EPOCHS = {"scenes": 1, "photos": 3}
+EPOCHS = {"scenes": 1, "photos": 3, "detector": 1}
 ROWS = {  # name: what it is, what differs from the first training
     "start": ("untouched checkpoint, head remapped", {}),
     "recipe": (
@@ -57,25 +60,80 @@ ROWS = {  # name: what it is, what differs from the first training
     "half": ("half of the photos, each seen twice as often", {}),
 }
 
+OWN_SIZE = {"image_size": 320}  # of the detector that was measured
+DETECTOR_ROWS = {  # likewise, for a detector that knows COCO; the recipe is the preset ``photos``
+    "start_own": ("untouched, at its own 320 pixels", OWN_SIZE),
+    "start": ("untouched, at 416 pixels", {}),
+    "recipe": ("**the recipe**, at 416 pixels", {}),
+    "other_seed": ("the same with another seed: what is chance", {"seed": 43}),
+    "own_size": ("at its own 320 pixels", OWN_SIZE),
+    "own_size_low": (
+        "at its own 320 pixels, a tenth of the learning rates",
+        OWN_SIZE | {"lr": 1e-5, "lr_backbone": 2e-6},
+    ),
+    "low": ("a tenth of the learning rates", {"lr": 1e-5, "lr_backbone": 2e-6}),
+    "high": ("four times the learning rates", {"lr": 4e-4, "lr_backbone": 8e-5}),
+    "auxiliary": ("with auxiliary losses, through heads that the checkpoint never trained", {"auxiliary_loss": True}),
+    "no_ema": ("without EMA", {"ema": 0.0}),
+    "full_augment": ("with `full` augmentation", {"augment": "full"}),
+    "frozen_none": ("nothing frozen", {"freeze_stages": 0}),
+    "fresh_head": ("fresh head", {"class_head": "reset"}),
+    "earlier": (
+        "the earlier submission: fresh head, one learning rate of 1e-5, no EMA",
+        {"class_head": "reset", "lr": 1e-5, "lr_backbone": 1e-5, "ema": 0.0},
+    ),
+}
+
 
 def main(argv=None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", choices=sorted(EPOCHS))
     parser.add_argument("--coco", help="COCO folders, separated by commas, for photos")
+    parser.add_argument("--model", help="folder of a detector that knows COCO, for detector")
     parser.add_argument("--only", help="names of rows, separated by commas")
     parser.add_argument("--epochs", type=int, help="of the whole training split, for every row alike")
     options = parser.parse_args(argv)
-    names = options.only.split(",") if options.only else list(ROWS)
-    if unknown := [name for name in names if name not in ROWS]:
-        raise UserError(f"There is no row {unknown[0]!r}; there are {', '.join(ROWS)}.")
-    base = data_of(options.data, options.coco)
+    rows = DETECTOR_ROWS if options.data == "detector" else ROWS
+    names = options.only.split(",") if options.only else list(rows)
+    if unknown := [name for name in names if name not in rows]:
+        raise UserError(f"There is no row {unknown[0]!r}; there are {', '.join(rows)}.")
+    base = detector_of(options.coco, options.model) if rows is DETECTOR_ROWS else data_of(options.data, options.coco)
+    one_row = fine_tune if rows is DETECTOR_ROWS else measure
     for name in names:
         file = base.output_dir / f"{name}.json"
         if not file.exists():
-            write_json(file, measure(base, name, options.epochs or EPOCHS[options.data]))
+            write_json(file, one_row(base, name, options.epochs or EPOCHS[options.data]))
         print(name, orjson.loads(file.read_bytes()), flush=True)
-    write_table(base, options.data)
+    write_table(base, options.data, rows)
     return 0
+
+
+def detector_of(roots: str | None, model: str | None) -> Config:
+    """The preset ``photos`` from ``model``, with its data in place."""
+    if not roots or not model:
+        raise UserError("detector needs --coco FOLDER[,FOLDER...] and --model FOLDER.")
+    where = {"data_dir": "data/recipe/detector", "output_dir": "artifacts/recipe/detector"}
+    cfg = load_config("photos", coco_root=roots, model=model, num_workers=1, **where)
+    prepare(cfg)
+    return cfg
+
+
+def fine_tune(base: Config, name: str, epochs: int) -> dict:
+    """AP, AP50, steps and minutes of a row, and how far AP is from the untouched detector's at its image size."""
+    began = time.perf_counter()
+    cfg = base.with_(run_name=name, epochs=epochs, overwrite=False, resume="auto", **DETECTOR_ROWS[name][1])
+    val, steps = open_split(cfg, "val2017"), 0
+    if not name.startswith("start"):
+        steps = train(cfg).step
+    checkpoint = "last" if steps else "start"
+    found, metrics = evaluate_checkpoint(cfg, val, checkpoint)
+    row = {"mAP": metrics["stats"]["mAP"], "mAP50": metrics["stats"]["mAP50"], "steps": steps}
+    if steps:
+        start, _ = evaluate_checkpoint(cfg, val, "start")
+        gt = ground_truth(val)
+        apart = difference(assess("start", gt, start), assess(name, gt, found), "mAP")
+        row |= {"gain": apart["value"], "interval": list(apart["interval"])}
+    return row | {"minutes": (time.perf_counter() - began) / 60}
 
 
 def data_of(data: str, roots: str | None, share: int = 1) -> Config:
@@ -123,22 +181,28 @@ def measure(base: Config, name: str, epochs: int) -> dict:
     }
 
 
-def write_table(base: Config, data: str) -> None:
-    """Put the rows that are there into this data set's part of ``docs/recipe.md``."""
+def write_table(base: Config, data: str, rows: dict) -> None:
+    """Put those of ``rows`` that are there into this data set's part of ``docs/recipe.md``."""
     found = {
         name: orjson.loads((base.output_dir / f"{name}.json").read_bytes())
-        for name in ROWS
+        for name in rows
         if (base.output_dir / f"{name}.json").exists()
     }
-    lines = ["| | AP | AP50 | steps | minutes |", "| --- | --- | --- | --- | --- |"]
-    lines += [
-        f"| {ROWS[name][0]} | {row['mAP']:.3f} | {row['mAP50']:.3f} | {row['steps']} | {row['minutes']:.1f} |"
-        for name, row in found.items()
-    ]
+    gain = " | against the start" if rows is DETECTOR_ROWS else ""
+    lines = [f"| | AP | AP50{gain} | steps | minutes |", "| --- " * (6 if gain else 5) + "|"]
+    for name, row in found.items():
+        apart = ""
+        if gain:
+            low, high = row.get("interval", (0, 0))
+            apart = f" | {row['gain']:+.4f} [{low:+.4f}, {high:+.4f}]" if "gain" in row else " | "
+        digits = 4 if gain else 3
+        numbers = f"{row['mAP']:.{digits}f} | {row['mAP50']:.{digits}f}{apart} | {row['steps']} | {row['minutes']:.1f}"
+        lines.append(f"| {rows[name][0]} | {numbers} |")
     photos = {split: len(open_split(base, split)) for split in ("train2017", "val2017")}
+    what = "scenes" if data == "scenes" else "photos"
     lines += [
         "",
-        f"{photos['train2017']} {data} to learn from, {photos['val2017']} to test with; one seed; "
+        f"{photos['train2017']} {what} to learn from, {photos['val2017']} to test with; one seed; "
         f"{platform.machine()}, "
         f"{os.cpu_count()} cores, torch {torch.__version__}, {torch.get_num_threads()} threads.",
     ]

@@ -14,6 +14,7 @@ from helpers.evaluate.curves import Operating, most_confused
 from helpers.metrics import Detections
 
 UNTRAINED = 0.01  # an AP below it is that of a detector that has learnt nothing
+KNOWS = 0.05  # an AP from which on the start is a detector of these classes in these pictures
 FEW = 20  # objects: the AP of a class with fewer, or the recall of a group, says little
 
 
@@ -53,6 +54,23 @@ def collapse(start: Result, result: Result) -> str:
         "causes are class indices that do not belong to the categories (02: the encode and decode check), boxes "
         "relative to the padded batch instead of the photo, a class head that was newly initialised and hardly trained "
         "(class_head=reset, lr_head), and a learning rate that destroys the pretrained weights (lr; see losses.csv)."
+    )
+
+
+def expectation(start: Result) -> str:
+    """What training can change, judged by what the start finds already (docs/recipe.md has the measurements)."""
+    before = start.stats["mAP"]
+    if before < 0:
+        return ""
+    if before < KNOWS:
+        return (
+            f"**What to expect.** The start finds next to nothing in these photos (mAP {before:.3f}): it was trained on "
+            "other pictures. Nearly everything is to be won, and a few hundred photos win little of it."
+        )
+    return (
+        f"**What to expect.** The start is a detector of these classes already (mAP {before:.3f}). More photos of the "
+        "kind that it was trained on change hundredths; another image size than its own is where training wins more, "
+        "and a recipe that is wrong for it loses tenths."
     )
 
 

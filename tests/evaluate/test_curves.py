@@ -7,6 +7,7 @@ import copy
 import io
 import json
 import types
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -344,6 +345,16 @@ def test_twelve_numbers_with_their_counts(gt, results):
     assert (
         list(twelve_numbers(best, best, gt).columns).count("best") == 1
     )  # checkpoint=start compares a thing with itself
+
+
+def test_what_to_expect_is_said_by_what_the_start_finds(results):
+    """From drawings everything is to be won on photos, from COCO hundredths: one sentence for both would be false."""
+    start, best = results
+    knows = sentences.expectation(best)
+    assert "a detector of these classes already" in knows and f"{best.stats['mAP']:.3f}" in knows
+    blank = replace(start, stats=start.stats | {"mAP": 0.003})
+    assert "next to nothing" in sentences.expectation(blank) and "0.003" in sentences.expectation(blank)
+    assert not sentences.expectation(replace(start, stats=start.stats | {"mAP": -1.0}))
 
 
 def test_no_detections_give_zeros_and_sentences(gt, index, tmp_path):

@@ -22,7 +22,9 @@ SHIPPED = ("demo", "mini", "coco_top10", "coco_street")
 
 @pytest.mark.parametrize("preset", sorted(path.stem for path in PRESETS.glob("*.yaml")))
 def test_presets_are_valid(preset):
-    folders = {"coco_root": "somewhere"} if preset.startswith("photos") else {}  # whose photos is for the command line to say
+    folders = (
+        {"coco_root": "somewhere"} if preset.startswith("photos") else {}
+    )  # whose photos is for the command line to say
     cfg = load_config(preset, **folders)
     assert cfg.preset == cfg.run_name == preset
     assert cfg.run_dir == ROOT / "artifacts" / preset and cfg.data_dir.is_relative_to(ROOT / "data" / preset)

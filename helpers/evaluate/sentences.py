@@ -64,8 +64,8 @@ def expectation(start: Result) -> str:
         return ""
     if before < KNOWS:
         return (
-            f"**What to expect.** The start finds next to nothing in these photos (mAP {before:.3f}): it was trained on "
-            "other pictures. Nearly everything is to be won, and a few hundred photos win little of it."
+            f"**What to expect.** The start finds next to nothing in these photos (mAP {before:.3f}): it was trained "
+            "on other pictures. Nearly everything is to be won, and a few hundred photos win little of it."
         )
     return (
         f"**What to expect.** The start is a detector of these classes already (mAP {before:.3f}). More photos of the "

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import numpy as np
+import orjson
 import pandas as pd
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from helpers.collator import Preprocess
 from helpers.devices import peak_megabytes
+from helpers.evaluate.sentences import escaped
 from helpers.model import Detector
 
+SINGLE = "time per photo, batch 1, median"
 WARM_UP, REPEATS, SECONDS = 2, 30, 8.0  # calls before timing, timed ones at most, when to stop (three at least)
 
 
@@ -98,6 +102,35 @@ def cost_sentence(table: pd.DataFrame) -> str:
         times = "about the same" if 0.9 < gain < 1.1 else times
         text += f", and {values[name]:.0f} ms in batches of {name.split('batch ')[1].split(',')[0]} ({times})"
     return text + "."
+
+
+def price_table(output_dir: Path, runs: Iterable[str]) -> pd.DataFrame:
+    """mAP, parameters (million) and milliseconds a photo of the ``runs`` whose metrics.json tells them, best first.
+
+    ``best``: no other run is as good for less time.
+    """
+    rows = []
+    for run in sorted(runs):
+        file = output_dir / run / "metrics.json"
+        summary = orjson.loads(file.read_bytes()) if file.is_file() else {}
+        if cost := summary.get("cost"):
+            rows.append(
+                {"run": run, "mAP": summary["stats"]["mAP"], "parameters": cost["parameters"], "ms": cost[SINGLE]}
+            )
+    table = pd.DataFrame(rows, columns=["run", "mAP", "parameters", "ms"]).set_index("run")
+    table = table.sort_values(["mAP", "ms"], ascending=[False, True])
+    return table.assign(best=table["ms"] < table["ms"].cummin().shift(fill_value=np.inf))
+
+
+def price_sentence(table: pd.DataFrame) -> str:
+    """Which runs are worth their time; ``table`` of :func:`price_table`."""
+    if len(table) < 2:
+        return "Other runs that 04 has evaluated on these photos will stand beside this one here."
+    names = [f"**{escaped(run)}** (mAP {row.mAP:.3f}, {row.ms:.0f} ms)" for run, row in table[table["best"]].iterrows()]
+    return (
+        f"Of {len(table)} runs, {'this is' if len(names) == 1 else 'these are'} worth the time, none is as good "
+        f"and faster: {', '.join(names)}. Each was timed when its 04 ran: only times of one machine can be compared."
+    )
 
 
 def _inputs(preprocess: Preprocess, batch: dict, device: torch.device | str) -> dict:

@@ -140,6 +140,23 @@ def _largest(matrix: pd.DataFrame, most: int) -> pd.DataFrame:
     return pd.DataFrame(total, index=names, columns=names)
 
 
+def price_figure(table: pd.DataFrame) -> Figure:
+    """mAP against time and against size, a dot per run; ``table`` of ``price_table``. Filled: worth their time."""
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    for ax, column, label in zip(
+        figure.subplots(1, 2, sharey=True), ("ms", "parameters"), ("milliseconds a photo", "million parameters")
+    ):
+        for run, row in table.iterrows():
+            ax.plot(row[column], row["mAP"], "o", color=BLUE, markersize=8, fillstyle="full" if row["best"] else "none")
+            ax.annotate(plain(run), (row[column], row["mAP"]), xytext=(7, 5), textcoords="offset points", fontsize=9)
+        ax.set_xlim(0, table[column].max() * 1.35)
+        ax.set_xlabel(label)
+        ax.grid(alpha=0.3)
+    figure.axes[0].set(ylabel="mAP", ylim=(0, max(table["mAP"].max() * 1.15, 0.01)))
+    figure.suptitle("What AP costs: filled dots are runs that no other one beats in less time", fontsize=12)
+    return figure
+
+
 def contact_sheet(pictures: list[tuple[str, bytes]]) -> Figure:
     """Pictures (caption, JPEG), two in a line: what the exported page shows in place of a slider."""
     tiles = []

@@ -31,7 +31,7 @@ from helpers.evaluate.comparison import (
     twelve_numbers,
     unknown_ids,
 )
-from helpers.evaluate.cost import cost_sentence, cost_table, first
+from helpers.evaluate.cost import cost_sentence, cost_table, first, price_sentence, price_table
 from helpers.evaluate.curves import (
     best_operating_point,
     confusion,
@@ -650,3 +650,25 @@ def test_cost_by_hand():
     assert table["time per photo, batch 2, median"] <= table["time per photo, batch 2, 95th percentile"]
     assert "in batches of 2" in cost_sentence(table.to_frame())
     assert not torch.is_inference_mode_enabled()
+
+
+def test_what_ap_costs(tmp_path):
+    """A run that another one beats in less time is not worth its own, whatever its AP; names are escaped."""
+    measured = {
+        "slow": (0.5, 40.0, 200.0),
+        "worse_*": (0.4, 10.0, 300.0),
+        "fast": (0.3, 2.0, 20.0),
+        "same": (0.5, 9.0, 250.0),
+    }
+    for run, (ap, parameters, ms) in measured.items():
+        cost = {"parameters": parameters, "time per photo, batch 1, median": ms}
+        write_json(tmp_path / run / "metrics.json", {"stats": {"mAP": ap}, "cost": cost})
+    write_json(tmp_path / "old" / "metrics.json", {"stats": {"mAP": 0.9}})
+    table = price_table(tmp_path, [*measured, "old", "nowhere"])
+    assert table.index.tolist() == ["slow", "same", "worse_*", "fast"]
+    assert table["best"].tolist() == [True, False, False, True]
+    text = price_sentence(table)
+    assert "**slow**" in text and "**fast**" in text and "worse" not in text
+    assert "worse\\_\\*" in price_sentence(table.assign(best=True))
+    assert "Other runs" in price_sentence(table.head(1))
+    figures.price_figure(table).savefig(tmp_path / "prices.png")

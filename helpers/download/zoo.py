@@ -125,22 +125,22 @@ def fetch_photos(cfg: Config, split: str, chosen: Records) -> dict[int, str]:
         chosen.photo(i).unlink(missing_ok=True)
     require_space(root, PHOTO_BYTES * len(wanted), f"{len(wanted)} photos of {split}")
     with _steady(root, wanted, f"{split}: photos") as download:
-        fiftyone.zoo.download_zoo_dataset(
-            "coco-2017", split=ZOO_SPLIT[split], image_ids=ids, label_types=["detections"], num_workers=16
-        )
+        fiftyone.zoo.download_zoo_dataset("coco-2017", **_of_zoo(split, ids), num_workers=16)
     if download.unreachable:
         name, why = next(iter(download.unreachable.items()))
         raise UserError(
             f"{len(download.unreachable)} of {len(ids)} photos of {split} could not be fetched from {HOST} ({name}: "
             f"{why}): run this again to fetch them, what has arrived is kept; {OTHER_WAYS}."
         )
-    broken = {
-        i: download.broken[image["file_name"]]
-        for i, image in enumerate(chosen.images)
-        if image["file_name"] in download.broken
-    }
+    names = [image["file_name"] for image in chosen.images]
+    broken = {i: download.broken[name] for i, name in enumerate(names) if name in download.broken}
     _load(cfg, split, [key for i, key in enumerate(ids) if i not in broken][:DATABASE_PHOTOS])
     return broken
+
+
+def _of_zoo(split: str, ids: list[int]) -> dict:
+    """The arguments that ask FiftyOne's zoo for these photos of a data set, with their boxes."""
+    return {"split": ZOO_SPLIT[split], "image_ids": ids, "label_types": ["detections"]}
 
 
 @contextlib.contextmanager
@@ -158,11 +158,10 @@ def _steady(root: Path, wanted: dict[str, dict], what: str):
         try:
             yield download
         except OSError as error:
-            if error.errno == errno.ENOSPC:
-                raise UserError(
-                    f"The disk of {root} is full: make room and run this again, what has arrived is kept."
-                ) from None
-            raise
+            if error.errno != errno.ENOSPC:
+                raise
+            words = "is full: make room and run this again, what has arrived is kept"
+            raise UserError(f"The disk of {root} {words}.") from None
         finally:
             eta.core.web.download_file = original
             download.stopped.set()
@@ -175,17 +174,9 @@ def _load(cfg: Config, split: str, ids: list[int]) -> None:
     what = f"{split}: into FiftyOne's database"
     with tqdm(total=len(ids), desc=what, unit="photo", mininterval=1.0, ncols=100, leave=False, delay=1.0) as bar:
         progress = fiftyone.report_progress(lambda state: bar.update(state.iteration - bar.n), dt=0.5)
-        fiftyone.zoo.load_zoo_dataset(
-            "coco-2017",
-            split=ZOO_SPLIT[split],
-            image_ids=ids,
-            label_types=["detections"],
-            download_if_necessary=False,
-            dataset_name=dataset_name(cfg, split),
-            drop_existing_dataset=True,
-            persistent=True,
-            progress=progress,
-        )
+        anew = {"dataset_name": dataset_name(cfg, split), "drop_existing_dataset": True, "persistent": True}
+        anew |= {"download_if_necessary": False, "progress": progress}
+        fiftyone.zoo.load_zoo_dataset("coco-2017", **_of_zoo(split, ids), **anew)
 
 
 class SteadyDownload:

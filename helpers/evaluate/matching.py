@@ -96,13 +96,8 @@ def _most_confident_first(found: dict[str, np.ndarray]) -> dict[str, np.ndarray]
     found = _rows(found, order[_order(found["label"][order])])
     if np.bincount(found["group"], minlength=1).max() <= MAX_DETECTIONS:
         return found
-    order = _order(found["image"])
-    order = order[_order(found["label"][order])]
-    group = found["group"][order]
-    first = np.flatnonzero(np.diff(group, prepend=-1))
-    place = np.arange(len(group)) - np.repeat(first, np.diff(first, append=len(group)))  # within photo and class
-    over = order[place >= MAX_DETECTIONS]
-    return _rows(found, np.delete(np.arange(len(group)), over)) if len(over) else found
+    place = pd.Series(found["group"]).groupby(found["group"]).cumcount()  # within photo and class
+    return _rows(found, place.to_numpy() < MAX_DETECTIONS)
 
 
 def _order(values: np.ndarray) -> np.ndarray:

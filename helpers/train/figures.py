@@ -21,9 +21,8 @@ def schedule(steps: np.ndarray, rates: dict[str, np.ndarray]) -> Figure:
     return figure
 
 
-def loss_curves(losses: pd.DataFrame, epochs: pd.DataFrame | None = None) -> Figure:
+def loss_curves(losses: pd.DataFrame, epochs: pd.DataFrame) -> Figure:
     """Loss parts over the steps (smoothed; log scale), validation's at the ends of epochs, and AP over epochs."""
-    epochs = pd.DataFrame() if epochs is None else epochs
     figure = Figure(figsize=(10, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
     parts = [name for name in losses if name.startswith("loss")]

@@ -11,7 +11,8 @@ from matplotlib.figure import Figure
 
 from helpers.boxes import cxcywh_to_xyxy, xyxy_to_xywh
 from helpers.collator import Preprocess
-from helpers.dataset import CocoDetection, read_image
+from helpers.dataset import CocoDetection
+from helpers.download.photos import THREADS, photo_problem
 from helpers.index import CocoIndex
 from helpers.pictures.charts import chart
 from helpers.pictures.colours import BLUE, GREY, ORANGE
@@ -86,17 +87,12 @@ def countable(index: CocoIndex) -> np.ndarray:
     return np.flatnonzero(counts.reshape(-1, k).max(axis=1) <= 100)
 
 
-def drop_broken_images(index: CocoIndex, workers: int = 2) -> CocoIndex:
+def drop_broken_images(index: CocoIndex) -> CocoIndex:
     """Decode every photo once; the index without those that fail, each listed in ``dropped`` with the reason."""
 
-    def problem(i: int) -> str | None:
-        try:
-            read_image(index.path(i), int(index.heights[i]), int(index.widths[i]))
-        except OSError as error:
-            return str(error)
-
-    with ThreadPoolExecutor(workers) as pool:
-        problems = list(pool.map(problem, range(len(index))))
+    sizes = ({"height": height, "width": width} for height, width in zip(index.heights.tolist(), index.widths.tolist()))
+    with ThreadPoolExecutor(THREADS) as pool:
+        problems = list(pool.map(photo_problem, map(index.path, range(len(index))), sizes))
     dropped = [{"file": str(index.file_names[i]), "why": why} for i, why in enumerate(problems) if why]
     return index.take(np.array([i for i, why in enumerate(problems) if not why], dtype=int), dropped)
 

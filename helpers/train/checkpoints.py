@@ -34,13 +34,11 @@ def write_folder(folder: Path, fill) -> Path:
         write_json(temporary / "checksums.json", {path.name: sha256(path) for path in files})
         for path in files:
             _sync(path)  # else a machine that loses its power has the new name and no content
+        old = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.old")
         if folder.exists():
-            old = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.old")
             os.rename(folder, old)
-            os.rename(temporary, folder)
-            shutil.rmtree(old)
-        else:
-            os.rename(temporary, folder)
+        os.rename(temporary, folder)
+        shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return folder

@@ -5,8 +5,6 @@
 taken up by the next one.
 """
 
-from __future__ import annotations
-
 import contextlib
 import shutil
 from collections import Counter
@@ -132,8 +130,8 @@ def split_files(roots: list[Path]) -> dict[str, list[tuple[Path, Path]]]:
             if annotation_file.is_file():
                 folder = next((path for path in (root / "images" / split, root / split) if path.is_dir()), None)
                 if folder is None:
-                    neither = f"neither images/{split} nor {split} with the photos"
-                    raise UserError(f"{root} has annotations of {split}, but {neither}.")
+                    neither = f"annotations of {split}, but neither images/{split} nor {split} with the photos"
+                    raise UserError(f"{root} has {neither}.")
                 files[split].append((annotation_file, folder))
     for split, pairs in files.items():
         if not pairs:
@@ -185,8 +183,8 @@ def _claim(cfg: Config) -> None:
     folder = cfg.data_dir.resolve()
     for root in cfg.coco_roots if cfg.data_source == "folder" else ():
         if root.resolve().is_relative_to(folder):
-            stay = "which must stay as it is: choose another data_dir"
-            raise UserError(f"data_dir {folder} holds coco_root {root}, {stay}.")
+            held = f"data_dir {folder} holds coco_root {root}, which must stay as it is: choose another data_dir."
+            raise UserError(held)
     ours = any((folder / name).exists() for name in ("manifest.json", UNFINISHED))
     if not ours and any((folder / name).exists() for name in ("images", "annotations")):
         raise UserError(

@@ -6,8 +6,6 @@ verified, and only then under its final name. FiftyOne is imported inside the fu
 never need it.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import os
@@ -17,17 +15,19 @@ import threading
 import zipfile
 from pathlib import Path
 
-import requests
+from requests import RequestException, Session
+from requests.adapters import HTTPAdapter
 from tqdm import tqdm
 
 from helpers.config import Config
 from helpers.download.coco import SPLITS, Records
 from helpers.download.photos import check_photos, only_one, photo_problem, require_space
-from helpers.files import UserError
+from helpers.files import UserError, write_atomic
 
 HOST = "images.cocodataset.org"
 WAITS = (0.5, 1, 2, 4, 8, 8)  # seconds before each further try of a photo; an archive gets four
 GONE = (403, 404, 410)  # HTTP answers that another try would not change
+THREADS = 16
 GIVE_UP = 10  # this many photos in a row failed for good: the network is down
 OTHER_WAYS = (
     "or use photos that you have (data_source=folder coco_root=FOLDER), or the preset demo, which needs no network"
@@ -125,7 +125,7 @@ def fetch_photos(cfg: Config, split: str, chosen: Records) -> dict[int, str]:
         chosen.photo(i).unlink(missing_ok=True)
     require_space(root, PHOTO_BYTES * len(wanted), f"{len(wanted)} photos of {split}")
     with _steady(root, wanted, f"{split}: photos") as download:
-        fiftyone.zoo.download_zoo_dataset("coco-2017", **_of_zoo(split, ids), num_workers=16)
+        fiftyone.zoo.download_zoo_dataset("coco-2017", **_of_zoo(split, ids), num_workers=THREADS)
     if download.unreachable:
         name, why = next(iter(download.unreachable.items()))
         raise UserError(
@@ -160,8 +160,8 @@ def _steady(root: Path, wanted: dict[str, dict], what: str):
         except OSError as error:
             if error.errno != errno.ENOSPC:
                 raise
-            words = "is full: make room and run this again, what has arrived is kept"
-            raise UserError(f"The disk of {root} {words}.") from None
+            full = f"The disk of {root} is full: make room and run this again, what has arrived is kept."
+            raise UserError(full) from None
         finally:
             eta.core.web.download_file = original
             download.stopped.set()
@@ -182,9 +182,9 @@ def _load(cfg: Config, split: str, ids: list[int]) -> None:
 class SteadyDownload:
     """Stands in for ``eta.core.web.download_file``, through which FiftyOne fetches all files, one call per file.
 
-    The transfer is eta's own ``WebSession``, with time limits. A file is fetched to the side, verified (a photo decodes
-    to its end and has the annotated size) and then renamed; what fails is tried again with growing pauses. A photo that
-    fails for good does not end the others, unless ``GIVE_UP`` in a row do. Calls come from many threads.
+    A file is fetched to the side, with time limits, verified (a photo decodes to its end and has the annotated size)
+    and then renamed; what fails is tried again with growing pauses. A photo that fails for good does not end the
+    others, unless ``GIVE_UP`` in a row do. Calls come from many threads.
     """
 
     def __init__(self, incoming: Path, wanted: dict[str, dict], what: str, bar: tqdm):
@@ -193,7 +193,8 @@ class SteadyDownload:
         self.unreachable: dict[str, str] = {}  # file name -> reason: the network failed, another day may do better
         self.broken: dict[str, str] = {}  # file name -> reason: the host does not have it, or has it broken
         self.stopped = threading.Event()
-        self._in_a_row, self._lock, self._local, self._random = 0, threading.Lock(), threading.local(), random.Random()
+        self._in_a_row, self._lock, self._random, self._session = 0, threading.Lock(), random.Random(), Session()
+        self._session.mount("http://", HTTPAdapter(pool_maxsize=THREADS))  # connections stay open between photos
 
     def __call__(self, url: str, path: str, **_) -> None:
         target = Path(path)
@@ -202,9 +203,8 @@ class SteadyDownload:
             if self.stopped.wait(wait * self._random.uniform(0.7, 1.3)):  # threads should not all come back at once
                 return
             try:
-                self._session().write(str(part), url)
-                self._verify(part, image)
-            except (requests.RequestException, BrokenFile) as problem:
+                self._fetch(url, part, image)
+            except (RequestException, BrokenFile) as problem:
                 error = problem
                 if _status(error) in GONE:
                     break
@@ -215,19 +215,10 @@ class SteadyDownload:
         part.unlink(missing_ok=True)
         self._failed(target.name, image, error)
 
-    def _session(self):
-        """One of eta's sessions per thread: connections stay open between photos."""
-        if not hasattr(self._local, "session"):
-            import eta.core.web
-
-            session = eta.core.web.WebSession(quiet=True)
-            request = session.sess.request
-            session.sess.request = lambda *args, **kwargs: request(*args, **{**kwargs, "timeout": (10, 60)})
-            session.sess.hooks["response"].append(lambda response, *_, **__: response.raise_for_status())
-            self._local.session = session
-        return self._local.session
-
-    def _verify(self, part: Path, image: dict | None) -> None:
+    def _fetch(self, url: str, part: Path, image: dict | None) -> None:
+        with self._session.get(url, stream=True, timeout=(10, 60)) as answer:
+            answer.raise_for_status()
+            write_atomic(part, answer.iter_content(2**20))
         if image is not None:
             why = photo_problem(part, image)
         else:

@@ -14,13 +14,12 @@ MIN_SIDE = 1.0  # pixels
 
 
 class Augment:
-    """``level`` is ``light`` (flip, brightness and contrast), ``full`` (also hue, scale, blur and noise), or
-    ``strong``.
+    """The random changes of a ``level``.
 
-    ``strong`` zooms in and out much further and more often, for a few hundred photos that are seen many times.
-    Called with an image uint8 [H, W, 3], ``boxes_xyxy`` [n, 4] in pixels, labels [n] and a seed; gives the three
-    changed. Boxes are clipped to the image; one that has left it is dropped with its label. The same seed gives the
-    same result.
+    ``light``: flip, brightness and contrast; ``full``: also hue, scale, blur and noise; ``strong`` zooms in and out
+    much further and more often, for a few hundred photos that are seen many times. Called with an image uint8
+    [H, W, 3], ``boxes_xyxy`` [n, 4] in pixels, labels [n] and a seed; gives the three changed, the same for the same
+    seed. Boxes are clipped to the image; one that has left it is dropped with its label.
     """
 
     def __init__(self, level: str = "full"):
@@ -28,16 +27,11 @@ class Augment:
 
         steps = [A.HorizontalFlip(p=0.5), A.RandomBrightnessContrast(p=0.5)]
         if level != "light":
-            zoom = {
-                "full": A.Affine(scale=(0.8, 1.2), translate_percent=(-0.05, 0.05), p=0.5),
-                "strong": A.Affine(scale=(0.6, 1.6), translate_percent=(-0.2, 0.2), p=0.8),
-            }
-            steps += [
-                A.HueSaturationValue(p=0.3),
-                zoom[level],
-                A.Blur(blur_limit=3, p=0.1),
-                A.GaussNoise(std_range=(0.02, 0.08), p=0.1),
-            ]
+            zoom = {"scale": (0.8, 1.2), "translate_percent": (-0.05, 0.05), "p": 0.5}
+            if level == "strong":
+                zoom = {"scale": (0.6, 1.6), "translate_percent": (-0.2, 0.2), "p": 0.8}
+            steps += [A.HueSaturationValue(p=0.3), A.Affine(**zoom), A.Blur(blur_limit=3, p=0.1)]
+            steps += [A.GaussNoise(std_range=(0.02, 0.08), p=0.1)]
         # boxes are judged once, at the end
         small = {"min_visibility": MIN_VISIBLE, "min_width": MIN_SIDE, "min_height": MIN_SIDE}
         careful = {"clip": True, "filter_invalid_bboxes": True, "check_each_transform": False}

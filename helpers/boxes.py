@@ -39,9 +39,8 @@ def xyxy_to_cxcywh(boxes_xyxy, height: int, width: int):
 def cxcywh_to_xyxy(boxes_cxcywh, height: int, width: int):
     """Fractions of an image of ``height`` x ``width`` pixels to pixels, [..., 4] to [..., 4]."""
     cx, cy, w, h = (boxes_cxcywh[..., i] for i in range(4))
-    return _stack(
-        boxes_cxcywh, ((cx - w / 2) * width, (cy - h / 2) * height, (cx + w / 2) * width, (cy + h / 2) * height)
-    )
+    corners = (cx - w / 2) * width, (cy - h / 2) * height, (cx + w / 2) * width, (cy + h / 2) * height
+    return _stack(boxes_cxcywh, corners)
 
 
 def box_area(boxes_xyxy: np.ndarray) -> np.ndarray:

@@ -20,11 +20,8 @@ from helpers.files import ROOT, UserError, portable
 
 PRESETS = ROOT / "notebooks" / "presets"
 # What all runs share in output_dir: no run may have such a name.
-SHARED = (
-    "data_sanity runs profiler metrics.csv visualizations error_analysis synthetic_data notebooks report grading.json"
-)
-
-
+SHARED = {"data_sanity", "runs", "profiler", "metrics.csv", "visualizations", "error_analysis", "synthetic_data"}
+SHARED |= {"notebooks", "report", "grading.json"}
 ArmName = Literal["real", "synthetic", "offline", "context", "on_the_fly"]
 Share = Annotated[float, Field(gt=0, le=1)]
 
@@ -68,9 +65,7 @@ class Config(pydantic.BaseModel):
     num_workers: int = Field(2, ge=0, le=64)
     seed: int = Field(42, ge=0)
     # synthetic data
-    copy_paste: Literal["none", "random", "context"] = Field(
-        "none", description="pasting in the training loader: where"
-    )
+    copy_paste: Literal["none", "random", "context"] = Field("none", description="where the training loader pastes")
     paste_objects: int = Field(4, ge=1, le=50, description="objects pasted onto a photo, on average")
     arms: tuple[ArmName, ...] = Field(("real", "synthetic", "offline", "on_the_fly"))
     real_share: tuple[Share, ...] = Field((1.0,), description="shares of the training photos")
@@ -79,13 +74,11 @@ class Config(pydantic.BaseModel):
     # where things go, and how a run goes on
     output_dir: Path = Path("artifacts")
     run_name: str = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$", description="the preset unless set")
-    resume: str | None = Field(None, description="auto, an epoch's number, or a checkpoint folder")
+    resume: str | None = Field(None, coerce_numbers_to_str=True, description="auto, an epoch, a checkpoint folder")
     overwrite: bool = False
     profile: bool = True
     profile_only: bool = False
-    checkpoint: str = Field(
-        "best", description="what 04 and 05 look at: best, last, start, remapped, epoch_N, a folder"
-    )
+    checkpoint: str = Field("best", description="of 04 and 05: best, last, start, remapped, epoch_N or a folder")
 
     @pydantic.field_validator("coco_root", "classes", "arms", "real_share", "arm_seeds", mode="before")
     @classmethod
@@ -95,15 +88,10 @@ class Config(pydantic.BaseModel):
             return tuple(part.strip() for part in str(value).split(",") if part.strip())
         return (value,) if isinstance(value, (int, float)) else value  # papermill reads 0.5 as a number
 
-    @pydantic.field_validator("resume", mode="before")
-    @classmethod
-    def _epoch_number(cls, value):
-        return str(value) if type(value) is int else value  # papermill reads 3 as a number
-
     @pydantic.field_validator("run_name")
     @classmethod
     def _not_taken(cls, value):
-        if value.lower() in SHARED.split():  # a run's folder is emptied before it begins
+        if value.lower() in SHARED:  # a run's folder is emptied before it begins
             raise ValueError("this name is taken by a folder or file that all runs share")
         return value
 

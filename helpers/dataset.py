@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from helpers.index import CocoIndex
 
@@ -28,13 +28,10 @@ def read_image(path: Path, height: int, width: int) -> np.ndarray:
             file.load()
             image = file
             if (image.height, image.width) != (height, width):
-                from PIL import ImageOps
-
                 image = ImageOps.exif_transpose(image)
             if (image.height, image.width) != (height, width):
-                raise OSError(
-                    f"{path.name} is {image.width} x {image.height} pixels, its record says {width} x {height}"
-                )
+                size = f"{image.width} x {image.height}"
+                raise OSError(f"{path.name} is {size} pixels, its record says {width} x {height}")
             if image.mode[0] in "IF":  # more than 8 bits a pixel; convert("RGB") would clip instead of scale
                 grey = np.asarray(image).astype(np.float32)
                 most = next((limit for limit in (1, 255, 4095, 65535) if grey.max() <= limit), grey.max())
@@ -45,9 +42,7 @@ def read_image(path: Path, height: int, width: int) -> np.ndarray:
 
 
 def _decode_plain_jpeg(path: Path) -> np.ndarray | None:
-    """A colour JPEG to RGB, uint8 [H, W, 3]: Pillow's pixels, a bit sooner. None when it is damaged: Pillow says in
-    what way.
-    """
+    """A colour JPEG to RGB, uint8 [H, W, 3]: Pillow's pixels, sooner. None when it is damaged: Pillow says how."""
     import cv2
 
     data = np.fromfile(path, dtype=np.uint8)
@@ -69,8 +64,7 @@ class CocoDetection(torch.utils.data.Dataset):
     def __init__(self, index: CocoIndex, resize, augment=None, seed=0, most_objects=None, epoch=0, paste=None):
         self.index, self.resize, self.augment, self.most_objects = index, resize, augment, most_objects
         self.seed, self.epoch, self.paste = seed, epoch, paste  # seed and epoch of paste and augment
-        # computed here and not in each data-loader worker, which would then have a copy of its own
-        _ = index.boxes_xyxy
+        _ = index.boxes_xyxy  # computed here, not in each data-loader worker, which would have a copy of its own
 
     def __len__(self) -> int:
         return len(self.index)
@@ -96,9 +90,7 @@ class CocoDetection(torch.utils.data.Dataset):
 
 
 def leave_signals_to_the_loop(_worker: int) -> None:
-    """For data-loader workers: a Ctrl-C or SIGTERM that reaches every process must not kill them before the loop has
-    stopped.
-    """
+    """For data-loader workers: a Ctrl-C that reaches every process must not kill them before the loop has stopped."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
 

@@ -16,6 +16,9 @@ import torch
 
 from helpers.files import UserError
 
+PACKAGES = ("torch", "torchvision", "transformers", "timm", "accelerate", "albumentations", "pycocotools")
+PACKAGES += ("hotcoco", "numpy")  # whose versions belong to a figure
+
 
 def pick_device() -> torch.device:
     """The GPU, or the CPU where there is none.
@@ -49,8 +52,7 @@ def _oldest_capability() -> tuple[int, int]:
 
 
 def resolve_precision(wanted: str) -> tuple[str, str]:
-    """``(fp32 | fp16 | bf16, sentence)``: what a config's ``precision`` becomes on this machine, and why (empty if as
-    asked).
+    """``(fp32 | fp16 | bf16, why)``: what a config's ``precision`` becomes on this machine; no ``why`` if as asked.
 
     ``auto`` is bf16 where the hardware computes in it (a GPU from compute capability 8.0 on: older ones only emulate
     it), else fp16 on a GPU and fp32 on a CPU. fp16 needs a GPU.
@@ -110,32 +112,19 @@ def peak_megabytes() -> float:
 
 def environment() -> dict:
     """The machine and the versions that a figure belongs to; no user or host names."""
-    packages = [
-        "torch",
-        "torchvision",
-        "transformers",
-        "timm",
-        "accelerate",
-        "albumentations",
-        "pycocotools",
-        "hotcoco",
-        "numpy",
-    ]
     return {
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "packages": {name: importlib.metadata.version(name) for name in packages},
+        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
     }
 
 
 @contextlib.contextmanager
 def named_range(name: str):
-    """A range that the profiler shows by name; while it records on a GPU, the range lasts until its kernels are
-    done.
-    """
+    """A range that the profiler shows by name; while it records on a GPU, it lasts until its kernels are done."""
     wait = torch.cuda.is_available() and torch.autograd._profiler_enabled()
     if wait:
         torch.cuda.synchronize()

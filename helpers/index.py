@@ -7,10 +7,9 @@ that only reads annotations stays small.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path, PurePath, PurePosixPath
 
@@ -20,7 +19,7 @@ import safetensors.numpy
 
 from helpers.boxes import xywh_to_xyxy
 from helpers.config import Config
-from helpers.files import UserError, portable, require, write_atomic
+from helpers.files import UserError, portable, require, sha256, write_atomic
 
 ARRAYS = ("image_ids", "heights", "widths", "starts", "bbox", "labels", "iscrowd", "areas", "annotation_ids")
 NAMES = ("classes", "category_ids", "file_names", "dropped")
@@ -70,15 +69,7 @@ class CocoIndex:
         starts = np.concatenate([[0], np.cumsum(np.diff(self.starts)[keep])]).astype(np.int64)
         images = {name: getattr(self, name)[keep] for name in ("image_ids", "file_names", "heights", "widths")}
         records = {name: getattr(self, name)[rows] for name in ARRAYS[4:]}
-        return CocoIndex(
-            self.image_dir,
-            self.classes,
-            self.category_ids,
-            **images,
-            starts=starts,
-            **records,
-            dropped=[*self.dropped, *dropped],
-        )
+        return replace(self, **images, starts=starts, **records, dropped=[*self.dropped, *dropped])
 
     def without_missing(self) -> CocoIndex:
         """The index of the photos that are in ``image_dir``; the others are listed in ``dropped``."""
@@ -92,7 +83,7 @@ class CocoIndex:
 
     def save(self, annotation_file: Path) -> Path:
         """Write the index beside the annotation file that it was read from, for :func:`open_split`."""
-        head = {name: list(getattr(self, name)) for name in NAMES} | {"annotations": _digest(annotation_file)}
+        head = {name: list(getattr(self, name)) for name in NAMES} | {"annotations": sha256(annotation_file)}
         arrays = {name: np.ascontiguousarray(getattr(self, name)) for name in ARRAYS}
         return write_atomic(index_file(annotation_file), safetensors.numpy.save(arrays, {"index": json.dumps(head)}))
 
@@ -111,7 +102,7 @@ def open_split(cfg: Config, split: str) -> CocoIndex:
     try:
         with safetensors.safe_open(index_file(annotation_file), "np") as file:
             head = json.loads(file.metadata()["index"])
-            if head["annotations"] == _digest(annotation_file):
+            if head["annotations"] == sha256(annotation_file):
                 arrays = {name: file.get_tensor(name) for name in ARRAYS}
                 names = {"classes": tuple(head["classes"]), "category_ids": tuple(head["category_ids"])}
                 files = np.array(head["file_names"], dtype=str)
@@ -123,11 +114,6 @@ def open_split(cfg: Config, split: str) -> CocoIndex:
         f"{portable(annotation_file)} is not as notebook 01 left it, or its index is missing: run notebook "
         "01_download again (python -m helpers.run --only 01)."
     )
-
-
-def _digest(file: Path) -> str:
-    with open(file, "rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def present(image_dir: Path) -> set[str]:

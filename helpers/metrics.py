@@ -17,20 +17,9 @@ import pandas as pd
 from helpers.files import UserError, write_atomic
 from helpers.index import CocoIndex
 
-STATS = (
-    "mAP",
-    "mAP50",
-    "mAP75",
-    "mAP_small",
-    "mAP_medium",
-    "mAP_large",
-    "AR1",
-    "AR10",
-    "AR100",
-    "AR_small",
-    "AR_medium",
-    "AR_large",
-)  # COCO's twelve, in COCO's order
+STATS = ("mAP", "mAP50", "mAP75", "mAP_small", "mAP_medium", "mAP_large")
+STATS += ("AR1", "AR10", "AR100", "AR_small", "AR_medium", "AR_large")  # COCO's twelve, in COCO's order
+COLUMNS = ("image_id", "category_id", "bbox", "score")
 
 
 def save_detections(path: Path, detections: Sequence[dict]) -> Path:
@@ -49,30 +38,19 @@ def load_detections(path: Path) -> list[dict]:
 
 
 def ground_truth(index: CocoIndex) -> dict:
-    """An index back as a COCO document: ids, crowds and areas as published; what metrics and error analysis compare
-    with.
-    """
-    owner = np.repeat(np.arange(len(index)), np.diff(index.starts))
-    return {
-        "images": [
-            {"id": int(i), "file_name": str(name), "height": int(h), "width": int(w)}
-            for i, name, h, w in zip(index.image_ids, index.file_names, index.heights, index.widths)
-        ],
-        "categories": [{"id": c, "name": name} for c, name in zip(index.category_ids, index.classes)],
-        "annotations": [
-            {
-                "id": int(k),
-                "image_id": int(index.image_ids[i]),
-                "category_id": index.category_ids[label],
-                "bbox": box,
-                "area": float(area),
-                "iscrowd": int(crowd),
-            }
-            for k, i, label, box, area, crowd in zip(
-                index.annotation_ids, owner, index.labels, index.bbox.tolist(), index.areas, index.iscrowd
-            )
-        ],
+    """An index as a COCO document, ids, crowds and areas as published: what metrics and error analysis compare with."""
+    images = {"id": index.image_ids, "file_name": index.file_names, "height": index.heights, "width": index.widths}
+    annotations = {
+        "id": index.annotation_ids,
+        "image_id": np.repeat(index.image_ids, np.diff(index.starts)),
+        "category_id": np.array(index.category_ids, np.int64)[index.labels],
+        "bbox": index.bbox.tolist(),
+        "area": index.areas.astype(float),
+        "iscrowd": index.iscrowd.astype(int),
     }
+    records = {"images": images, "categories": {"id": index.category_ids, "name": index.classes}}
+    records["annotations"] = annotations
+    return {name: pd.DataFrame(columns).to_dict("records") for name, columns in records.items()}
 
 
 def numbered(gt: dict, detections: Sequence[dict]) -> tuple[dict, Detections]:
@@ -82,53 +60,44 @@ def numbered(gt: dict, detections: Sequence[dict]) -> tuple[dict, Detections]:
     float64 holds no id above 2^53, and hotcoco takes none below 0. What belongs to no photo or category of ``gt`` gets
     a number that is none of theirs.
     """
+    whole = lambda values: np.array(list(values), np.int64)
+    kinds = ("images", "categories", "annotations")
+    known = {kind: np.unique(whole(record["id"] for record in gt[kind])) for kind in kinds}
 
-    def numbers(known: np.ndarray, ids) -> np.ndarray:
-        at = np.searchsorted(known, ids)
-        return np.where(known[at.clip(max=len(known) - 1)] == ids, at, len(known)) + 1
+    def numbers(kind: str, ids: np.ndarray) -> np.ndarray:
+        at = np.searchsorted(known[kind], ids)
+        return np.where(known[kind][at.clip(max=len(known[kind]) - 1)] == ids, at, len(known[kind])) + 1
 
-    def renumbered(records: list[dict], names: dict[str, np.ndarray]) -> list[dict]:
-        columns = [numbers(known, [record[name] for record in records]).tolist() for name, known in names.items()]
-        return [{**record, **dict(zip(names, row))} for record, row in zip(records, zip(*columns))]
+    def renumbered(kind: str, **owners: str) -> list[dict]:
+        owners = {"id": kind, **owners}
+        columns = [numbers(owner, whole(r[name] for r in gt[kind])).tolist() for name, owner in owners.items()]
+        return [{**record, **dict(zip(owners, row))} for record, row in zip(gt[kind], zip(*columns))]
 
-    images, categories, annotations = (
-        np.unique(np.array([record["id"] for record in gt[name]], np.int64))
-        for name in ("images", "categories", "annotations")
-    )
-    names = {"id": annotations, "image_id": images, "category_id": categories}
-    given = Detections.of(detections)
-    found = replace(given, image_id=numbers(images, given.image_id), category_id=numbers(categories, given.category_id))
-    return {
-        **gt,
-        "images": renumbered(gt["images"], {"id": images}),
-        "categories": renumbered(gt["categories"], {"id": categories}),
-        "annotations": renumbered(gt["annotations"], names),
-    }, found
+    given, belongs = Detections.of(detections), {"image_id": "images", "category_id": "categories"}
+    found = replace(given, **{name: numbers(kind, getattr(given, name)) for name, kind in belongs.items()})
+    records = {kind: renumbered(kind) for kind in kinds[:2]}
+    return {**gt, **records, "annotations": renumbered("annotations", **belongs)}, found
 
 
 def evaluator(gt: dict, detections: Sequence[dict], engine: str = "hotcoco"):
-    """COCO's box evaluation, run: ``hotcoco`` (fast) or ``pycocotools`` (the reference), on :func:`numbered` records.
-    Detections must not be empty.
+    """COCO's box evaluation of :func:`numbered` records, run by ``hotcoco`` (fast) or ``pycocotools`` (the reference).
+
+    There must be detections.
     """
     gt, detections = numbered(gt, detections)
-    if engine == "hotcoco":
-        from hotcoco import COCO, COCOeval
+    with contextlib.redirect_stdout(io.StringIO()):  # both report their progress there
+        if engine == "hotcoco":
+            from hotcoco import COCO, COCOeval
 
-        coco = COCO(gt)
-        run = COCOeval(coco, coco.load_res(detections.table()), "bbox")
-        run.evaluate()
-        run.accumulate()
-        with contextlib.redirect_stdout(io.StringIO()):
-            run.summarize()
-        return run
-    from pycocotools.coco import COCO
-    from pycocotools.cocoeval import COCOeval
+            coco = COCO(gt)
+        else:
+            from pycocotools.coco import COCO
+            from pycocotools.cocoeval import COCOeval
 
-    with contextlib.redirect_stdout(io.StringIO()):  # it reports its progress there
-        coco = COCO()
-        coco.dataset = gt
-        coco.createIndex()
-        run = COCOeval(coco, coco.loadRes(list(detections)), "bbox")
+            coco = COCO()
+            coco.dataset = gt
+            coco.createIndex()
+        run = COCOeval(coco, coco.loadRes(detections.table()), "bbox")
         run.evaluate()
         run.accumulate()
         run.summarize()
@@ -182,21 +151,14 @@ class Detections(Sequence):
         def column(name: str, kind) -> np.ndarray:
             return np.fromiter(map(itemgetter(name), records), kind, len(records))
 
-        return cls(
-            column("image_id", np.int64), column("category_id", np.int64), bboxes(records), column("score", float)
-        )
+        ids = (column(name, np.int64) for name in ("image_id", "category_id"))
+        return cls(*ids, bboxes(records), column("score", float))
 
     @classmethod
     def joined(cls, parts: Sequence[Detections]) -> Detections:
         """One after the other."""
-        if not parts:
-            return cls.of([])
-        return cls(
-            *(
-                np.concatenate([getattr(part, name) for part in parts])
-                for name in ("image_id", "category_id", "bbox", "score")
-            )
-        )
+        columns = ([getattr(part, name) for part in parts] for name in COLUMNS)
+        return cls(*map(np.concatenate, columns)) if parts else cls.of([])
 
     def table(self, rows: np.ndarray | slice = slice(None)) -> np.ndarray:
         """[D, 7], as pycocotools and hotcoco read it: image id, x, y, w, h, score, category id."""
@@ -206,18 +168,12 @@ class Detections(Sequence):
         return len(self.score)
 
     def __getitem__(self, k: int) -> dict:
-        return {
-            "image_id": int(self.image_id[k]),
-            "category_id": int(self.category_id[k]),
-            "bbox": self.bbox[k].tolist(),
-            "score": float(self.score[k]),
-        }
+        return {name: getattr(self, name)[k].tolist() for name in COLUMNS}
 
     def __iter__(self) -> Iterator[dict]:
-        names = ("image_id", "category_id", "bbox", "score")
         for start in range(0, len(self), 10_000):
-            part = (getattr(self, name)[start : start + 10_000].tolist() for name in names)
-            yield from (dict(zip(names, row)) for row in zip(*part))
+            part = (getattr(self, name)[start : start + 10_000].tolist() for name in COLUMNS)
+            yield from (dict(zip(COLUMNS, row)) for row in zip(*part))
 
 
 def bboxes(records: Sequence[dict]) -> np.ndarray:

@@ -11,18 +11,18 @@ from matplotlib.figure import Figure
 
 from helpers.boxes import cxcywh_to_xyxy, xyxy_to_xywh
 from helpers.collator import Preprocess
-from helpers.dataset import CocoDetection, read_image
+from helpers.dataset import CocoDetection
+from helpers.download.photos import THREADS, photo_problem
 from helpers.index import CocoIndex
+from helpers.pictures.charts import chart
 from helpers.pictures.colours import BLUE, GREY, ORANGE
 
 
 def class_table(indices: dict[str, CocoIndex]) -> pd.DataFrame:
     """Instances (without crowd regions) per class, a column per split."""
-    columns = {
-        split: np.bincount(index.labels[~index.iscrowd], minlength=len(index.classes))
-        for split, index in indices.items()
-    }
-    return pd.DataFrame(columns, index=pd.Index(next(iter(indices.values())).classes, name="class"))
+    classes = pd.Index(next(iter(indices.values())).classes, name="class")
+    columns = {name: np.bincount(i.labels[~i.iscrowd], minlength=len(classes)) for name, i in indices.items()}
+    return pd.DataFrame(columns, index=classes)
 
 
 def size_table(indices: dict[str, CocoIndex]) -> pd.DataFrame:
@@ -38,26 +38,20 @@ def size_table(indices: dict[str, CocoIndex]) -> pd.DataFrame:
 
 def is_bijective(index: CocoIndex) -> bool:
     """Whether category ids and class indices map one to one, and image and annotation ids are unique."""
-    unique = all(
-        len(set(values)) == len(values)
-        for values in (index.category_ids, index.classes, index.image_ids.tolist(), index.annotation_ids.tolist())
-    )
-    return unique and (len(index.labels) == 0 or (index.labels.min() >= 0 and index.labels.max() < len(index.classes)))
+    names = (index.category_ids, index.classes, index.image_ids, index.annotation_ids)
+    known = (index.labels >= 0) & (index.labels < len(index.classes))
+    return all(pd.Index(values).is_unique for values in names) and bool(known.all())
 
 
 def collated(index: CocoIndex, preprocess: Preprocess, positions: list[int]) -> dict:
-    """The batch of the photos at ``positions``, without augmentation, with ``pixel_values`` normalised as for the
-    model.
-    """
+    """The batch of the photos at ``positions``, not augmented, with ``pixel_values`` normalised as for the model."""
     dataset = CocoDetection(index, preprocess.resize)
     batch = preprocess.collate([dataset[int(i)] for i in positions])
     return {**batch, **preprocess.to_device(batch)}
 
 
-def drawn_back(
-    batch: dict, preprocess: Preprocess, classes: tuple[str, ...]
-) -> tuple[np.ndarray, list[np.ndarray], list[list[str]]]:
-    """From a batch's tensors back to pictures [B, H, W, 3], ``boxes_xyxy`` in their pixels, and class names."""
+def drawn_back(batch: dict, preprocess: Preprocess, classes: tuple[str, ...]) -> tuple[np.ndarray, list, list]:
+    """From a batch's tensors back to pictures [B, H, W, 3], their ``boxes_xyxy`` (pixels) and class names."""
     images = preprocess.to_images(batch["pixel_values"])
     if "pixel_mask" in batch:
         images = images * batch["pixel_mask"].numpy().astype(np.uint8)[..., None]
@@ -93,34 +87,25 @@ def countable(index: CocoIndex) -> np.ndarray:
     return np.flatnonzero(counts.reshape(-1, k).max(axis=1) <= 100)
 
 
-def drop_broken_images(index: CocoIndex, workers: int = 2) -> CocoIndex:
+def drop_broken_images(index: CocoIndex) -> CocoIndex:
     """Decode every photo once; the index without those that fail, each listed in ``dropped`` with the reason."""
 
-    def problem(i: int) -> str | None:
-        try:
-            read_image(index.path(i), int(index.heights[i]), int(index.widths[i]))
-        except OSError as error:
-            return str(error)
-
-    with ThreadPoolExecutor(workers) as pool:
-        problems = list(pool.map(problem, range(len(index))))
+    sizes = ({"height": height, "width": width} for height, width in zip(index.heights.tolist(), index.widths.tolist()))
+    with ThreadPoolExecutor(THREADS) as pool:
+        problems = list(pool.map(photo_problem, map(index.path, range(len(index))), sizes))
     dropped = [{"file": str(index.file_names[i]), "why": why} for i, why in enumerate(problems) if why]
-    return (
-        index.take(np.array([i for i, why in enumerate(problems) if not why], dtype=int), dropped) if dropped else index
-    )
+    return index.take(np.array([i for i, why in enumerate(problems) if not why], dtype=int), dropped)
 
 
 def class_counts(table: pd.DataFrame) -> Figure:
     """Bars of instances per class; ``table`` is indexed by class with one column per split."""
-    figure = Figure(figsize=(8, 0.32 * len(table) + 1.2), layout="constrained")
-    axis = figure.subplots()
+    figure, axis = chart(8, 0.32 * len(table) + 1.2, xlabel="instances (crowd regions not counted)")
     position = np.arange(len(table))
     for k, (split, colour) in enumerate(zip(table.columns, (BLUE, ORANGE))):
         bars = axis.barh(position + (k - 0.5) * 0.4, table[split], height=0.38, color=colour, label=split)
         axis.bar_label(bars, fontsize=7, padding=2)
     axis.set_yticks(position, table.index, parse_math=False)
     axis.invert_yaxis()
-    axis.set_xlabel("instances (crowd regions not counted)")
     axis.margins(x=0.1)
     axis.legend()
     return figure
@@ -128,35 +113,17 @@ def class_counts(table: pd.DataFrame) -> Figure:
 
 def box_sizes(indices: dict[str, CocoIndex]) -> Figure:
     """Histograms of the square root of COCO's area, with COCO's limits between small, medium and large."""
-    figure = Figure(figsize=(8, 3.2), layout="constrained")
-    axis = figure.subplots()
-    bins = np.geomspace(2, 800, 50)
+    names = {"xlabel": "square root of the object's area (pixels)", "ylabel": "share of objects (%)"}
+    figure, axis = chart(8, 3.2, xscale="log", **names)
     for (split, index), colour in zip(indices.items(), (BLUE, ORANGE)):
         sides = np.sqrt(index.areas[~index.iscrowd])
-        axis.hist(
-            sides,
-            bins,
-            histtype="step",
-            linewidth=2,
-            color=colour,
-            label=split,
-            weights=np.full(len(sides), 100 / max(1, len(sides))),
-        )
+        look = {"histtype": "step", "linewidth": 2, "color": colour, "label": split}
+        axis.hist(sides, np.geomspace(2, 800, 50), weights=np.full(len(sides), 100 / max(1, len(sides))), **look)
     for limit, name in ((32, "small | medium"), (96, "medium | large")):
         axis.axvline(limit, color=GREY, linestyle=":")
-        axis.text(
-            limit,
-            1.01,
-            name,
-            transform=axis.get_xaxis_transform(),
-            verticalalignment="bottom",
-            horizontalalignment="center",
-            fontsize=8,
-        )
-    axis.set_xscale("log")
-    axis.set_xticks([4, 8, 16, 32, 64, 96, 200, 400], ["4", "8", "16", "32", "64", "96", "200", "400"])
+        axis.annotate(name, (limit, 1.01), xycoords=axis.get_xaxis_transform(), ha="center", fontsize=8)
+    ticks = [4, 8, 16, 32, 64, 96, 200, 400]
+    axis.set_xticks(ticks, map(str, ticks))
     axis.minorticks_off()
-    axis.set_xlabel("square root of the object's area (pixels)")
-    axis.set_ylabel("share of objects (%)")
     axis.legend()
     return figure

@@ -26,8 +26,7 @@ def lr_factor(step: int, total: int, scheduler: str, warmup_ratio: float) -> flo
 
 
 class MovingAverage:
-    """An exponential moving average of a model's weights and buffers (``module``), whose decay grows with the count of
-    updates.
+    """An exponential moving average of a model's weights and buffers (``module``), whose decay grows with ``count``.
 
     With the full decay from the start, the first weights, and above all the first variances of the batch norms, would
     still weigh a fifth after 1,500 steps at 0.999: the averaged detector would find nothing while the trained one
@@ -36,11 +35,8 @@ class MovingAverage:
 
     def __init__(self, model: nn.Module, decay: float):
         self.module, self.decay, self.count = copy.deepcopy(model), decay, 0
-        pairs = [
-            (old, new)
-            for old, new in zip(self.module.parameters(), model.parameters(), strict=True)
-            if new.requires_grad
-        ]
+        parameters = zip(self.module.parameters(), model.parameters(), strict=True)
+        pairs = [(old, new) for old, new in parameters if new.requires_grad]
         pairs += zip(self.module.buffers(), model.buffers(), strict=True)
         self.averaged = [old for old, _ in pairs if old.is_floating_point()]
         self.current = [new for _, new in pairs if new.is_floating_point()]

@@ -57,10 +57,8 @@ class Records:
     def without(self, broken: dict[int, str]) -> Records:
         """The same split without the photos ``broken`` (position -> reason), which are listed as dropped."""
         boxes = np.bincount(self.rows["image"], minlength=len(self.images))
-        lost = [
-            {"file": self.images[i]["file_name"], "why": f"{why} (its {boxes[i]} annotations go with it)"}
-            for i, why in broken.items()
-        ]
+        words = {i: f"{why} (its {boxes[i]} annotations go with it)" for i, why in broken.items()}
+        lost = [{"file": self.images[i]["file_name"], "why": why} for i, why in words.items()]
         return self.take(~np.isin(np.arange(len(self.images)), [*broken]), dropped=self.dropped + lost)
 
     def none_because(self) -> str:
@@ -73,18 +71,19 @@ class Records:
 
     def index(self, image_dir: Path) -> CocoIndex:
         """The same as arrays, of photos in ``image_dir``."""
-        order = np.argsort(self.rows["image"], kind="stable")  # COCO's order within a photo
+        rows = self.rows[np.argsort(self.rows["image"], kind="stable")]  # COCO's order within a photo
+        column = lambda name, kind: np.array([image[name] for image in self.images], kind)
         names = {"bbox": "bbox", "labels": "label", "iscrowd": "iscrowd", "areas": "area", "annotation_ids": "id"}
-        sides = {f"{name}s": np.array([i[name] for i in self.images], np.int32) for name in ("height", "width")}
         return CocoIndex(
             image_dir=Path(image_dir),
             classes=tuple(category["name"] for category in self.categories),
             category_ids=tuple(category["id"] for category in self.categories),
-            image_ids=np.array([image["id"] for image in self.images], np.int64),
-            file_names=np.array([image["file_name"] for image in self.images], dtype=str),
-            **sides,
-            starts=np.searchsorted(self.rows["image"][order], np.arange(len(self.images) + 1)),
-            **{name: self.rows[column][order] for name, column in names.items()},
+            image_ids=column("id", np.int64),
+            file_names=column("file_name", str),
+            heights=column("height", np.int32),
+            widths=column("width", np.int32),
+            starts=np.searchsorted(rows["image"], np.arange(len(self.images) + 1)),
+            **{name: np.ascontiguousarray(rows[field]) for name, field in names.items()},
             dropped=self.dropped,
         )
 
@@ -180,9 +179,8 @@ def pick_images(
     label = np.array([position.get(category["id"], -1) for category in whole.categories], np.int64)
     mine, ids = label[whole.rows["label"]] >= 0, np.array([image["id"] for image in whole.images], np.int64)
     crowd = whole.rows["iscrowd"]
-    shown, crowded = (
-        np.bincount(whole.rows["image"][mine & which], minlength=len(ids)) > 0 for which in (~crowd, crowd)
-    )
+    photos_with = lambda boxes: np.bincount(whole.rows["image"][boxes], minlength=len(ids)) > 0
+    shown, crowded = photos_with(mine & ~crowd), photos_with(mine & crowd)
     eligible, notes = sorted(ids[shown].tolist()), list(whole.notes)
     if (crowded & ~shown).any():
         names = np.array([category["name"] for category in whole.categories])[whole.rows["label"][mine & crowd]]
@@ -196,10 +194,9 @@ def pick_images(
         why = f"all {mine.sum()} of their boxes are crowd regions (iscrowd 1)" if mine.any() else whole.none_because()
         raise UserError(f"No photo of {split} shows any of {names}: {why}.")
     random.Random(f"{seed} {split}").shuffle(eligible)
-    others = sorted(ids[np.bincount(whole.rows["image"][mine], minlength=len(ids)) == 0].tolist())
+    others = sorted(ids[~photos_with(mine)].tolist())
     random.Random(f"{seed} {split} background").shuffle(others)
     taken = eligible[:limit] + others[: round(background * len(eligible[:limit]))]
-    changes = {"categories": categories, "eligible": len(eligible), "notes": notes}
-    chosen = whole.take(np.isin(ids, taken), mine, **changes)
+    chosen = whole.take(np.isin(ids, taken), mine, categories=categories, eligible=len(eligible), notes=notes)
     chosen.rows["label"] = label[chosen.rows["label"]]
     return chosen

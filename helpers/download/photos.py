@@ -19,14 +19,13 @@ from helpers.files import UserError, locked
 from helpers.index import present
 
 MISSING = "the photo is missing"
+THREADS = max(2, os.cpu_count() or 2)
 
 
 def only_one(folder: Path):
     """Hold the folder's lock, as a context manager. UserError when another process has it."""
-    return locked(
-        folder / ".lock",
-        f"Another process is downloading into {folder}: wait until it is done, or choose another data_dir.",
-    )
+    busy = f"Another process is downloading into {folder}: wait until it is done, or choose another data_dir."
+    return locked(folder / ".lock", busy)
 
 
 def require_space(folder: Path, size: int, what: str) -> None:
@@ -57,7 +56,7 @@ def photo_problem(path: Path, image: dict) -> str | None:
 def check_photos(records: Records, what: str) -> dict[int, str]:
     """Decode every photo once; position -> reason for those that cannot be used."""
     bar = {"total": len(records.images), "desc": what, "unit": "photo", "mininterval": 1.0, "ncols": 100}
-    with ThreadPoolExecutor(max(2, os.cpu_count() or 2)) as pool:
+    with ThreadPoolExecutor(THREADS) as pool:
         paths = map(records.photo, range(len(records.images)))
         problems = list(tqdm(pool.map(photo_problem, paths, records.images), **bar, leave=False, delay=1.0))
     broken = {i: why for i, why in enumerate(problems) if why}
@@ -72,9 +71,7 @@ def check_photos(records: Records, what: str) -> dict[int, str]:
 
 
 def turn_doubt(records: Records, split: str) -> list[str]:
-    """A sentence about photos whose size does not tell which frame their boxes were drawn in, the stored one or the one
-    that a viewer shows after a camera's rotation mark (EXIF).
-    """
+    """A sentence about photos whose size does not tell if the boxes were drawn before a rotation mark was followed."""
 
     def open_question(i: int) -> bool:
         try:
@@ -84,7 +81,7 @@ def turn_doubt(records: Records, split: str) -> list[str]:
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
             return False
 
-    with ThreadPoolExecutor(max(2, os.cpu_count() or 2)) as pool:
+    with ThreadPoolExecutor(THREADS) as pool:
         marked = [i for i, is_open in enumerate(pool.map(open_question, range(len(records.images)))) if is_open]
     if not marked:
         return []
@@ -135,10 +132,5 @@ def same_photos(one: Path, other: Path) -> list[tuple[str, str]]:
     for path in one.rglob("*"):
         if path.is_file():
             sizes.setdefault(path.stat().st_size, []).append(path)
-    return [
-        (twin.name, path.name)
-        for path in sorted(other.rglob("*"))
-        if path.is_file()
-        for twin in sizes.get(path.stat().st_size, ())
-        if filecmp.cmp(twin, path, shallow=False)
-    ]
+    pairs = ((twin, path) for path in sorted(other.rglob("*")) for twin in sizes.get(path.stat().st_size, ()))
+    return [(twin.name, path.name) for twin, path in pairs if path.is_file() and filecmp.cmp(twin, path, shallow=False)]

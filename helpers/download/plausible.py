@@ -19,10 +19,11 @@ def check_boxes(index: CocoIndex, split: str) -> list[str]:
         return []
     size = np.repeat(np.stack([index.widths, index.heights], axis=1), np.diff(index.starts), axis=0)  # [M, 2]
     unit = (np.abs(index.bbox) <= 1.001).all(axis=1) & (size > 4).all(axis=1)
+    small = f"Boxes of {split} that are smaller than a pixel: {unit.sum()} of {len(unit)}, {_first(index, unit)}"
     if 2 * unit.sum() > len(unit):
         raise UserError(
-            f"Boxes of {split} that are smaller than a pixel: {unit.sum()} of {len(unit)}, {_first(index, unit)}. "
-            "bbox looks like fractions of the photo; COCO's are pixels: multiply by the photo's width and height."
+            f"{small}. bbox looks like fractions of the photo; COCO's are pixels: multiply by the photo's width and "
+            "height."
         )
     far = index.bbox[:, :2] + index.bbox[:, 2:]
     if len(far) >= 10 and size.min() > 200 and 80 < far.max() <= 100.5:
@@ -44,9 +45,7 @@ def check_boxes(index: CocoIndex, split: str) -> list[str]:
                 raise UserError(f"{text}. All fit if bbox holds {name}; COCO's is x, y, width, height in pixels.")
         notes.append(f"{text}. Were they drawn in another size of the photos? COCO's bbox is x, y, width, height.")
     if unit.any():
-        notes.append(
-            f"Boxes of {split} that are smaller than a pixel: {unit.sum()} of {len(unit)}, {_first(index, unit)}."
-        )
+        notes.append(f"{small}.")
     return [*notes, *filter(None, [area_doubt(index, split)])]
 
 

@@ -5,10 +5,7 @@
 taken up by the next one.
 """
 
-from __future__ import annotations
-
 import contextlib
-import hashlib
 import shutil
 from collections import Counter
 from dataclasses import replace
@@ -22,7 +19,7 @@ from helpers.download.coco import SPLITS, Records, pick_classes, pick_images, re
 from helpers.download.photos import check_photos, only_one, place_photos, turn_doubt
 from helpers.download.plausible import check_boxes
 from helpers.download.records import check_categories
-from helpers.files import UserError, write_atomic, write_json
+from helpers.files import UserError, sha256, write_atomic, write_json
 from helpers.index import open_split
 
 UNFINISHED = ".unfinished"  # marks a folder as ours until its manifest is there
@@ -45,15 +42,9 @@ def prepare(cfg: Config) -> dict:
 
 def manifest_table(manifest: dict) -> pd.DataFrame:
     """A row per split: photos, annotations, crowds and what was dropped."""
-    rows = {
-        split: {
-            **{name: part[name] for name in ("images", "eligible", "annotations", "crowd")},
-            "dropped": len(part["dropped"]),
-            "megabytes": round(part["photo_bytes"] / 1e6, 1),
-        }
-        for split, part in manifest["splits"].items()
-    }
-    return pd.DataFrame.from_dict(rows, orient="index")
+    table = pd.DataFrame.from_dict(manifest["splits"], orient="index")
+    counts = table[["images", "eligible", "annotations", "crowd"]]
+    return counts.assign(dropped=table["dropped"].map(len), megabytes=(table["photo_bytes"] / 1e6).round(1))
 
 
 def _request(cfg: Config) -> dict:
@@ -61,21 +52,13 @@ def _request(cfg: Config) -> dict:
     names = ["data_source", "classes", "top_k", "max_train_images", "max_val_images", "background_share", "seed"]
     request = {name: value for name, value in cfg.as_json().items() if name in names}
     if cfg.data_source == "folder":
-        request["annotation_files"] = {
-            split: [_digest(file) for file, _ in pairs] for split, pairs in split_files(cfg.coco_roots).items()
-        }
+        files = split_files(cfg.coco_roots).items()
+        request["annotation_files"] = {split: [sha256(file) for file, _ in pairs] for split, pairs in files}
     if cfg.data_source == "demo":  # other drawings are another data set
         from helpers.scenes.scenes import VERSION
 
         request["scenes"] = VERSION
     return request
-
-
-def _digest(*files: Path) -> str:
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(file.read_bytes())
-    return digest.hexdigest()
 
 
 def _finished(cfg: Config, request: dict) -> dict | None:
@@ -108,20 +91,13 @@ def _build(cfg: Config, request: dict) -> dict:
         for split, records in chosen.items():
             broken = _broken_photos(cfg, split, records)
             if len(broken) == len(records.images):
-                raise UserError(
-                    f"None of the {len(broken)} photos of {split} can be used; the first: "
-                    f"{records.images[0]['file_name']}: {broken[0]}."
-                )
+                first = f"{records.images[0]['file_name']}: {broken[0]}"
+                raise UserError(f"None of the {len(broken)} photos of {split} can be used; the first: {first}.")
             parts[split] = _write_split(cfg, split, records.without(broken)) | {"dropped_photos": len(broken)}
     categories = chosen["train2017"].categories
-    manifest = {
-        "source": cfg.data_source,
-        "seed": cfg.seed,
-        "classes": [category["name"] for category in categories],
-        "category_ids": [category["id"] for category in categories],
-        "request": request,
-        "splits": parts,
-    }
+    manifest = {"source": cfg.data_source, "seed": cfg.seed, "request": request, "splits": parts}
+    manifest["classes"] = [category["name"] for category in categories]
+    manifest["category_ids"] = [category["id"] for category in categories]
     write_json(cfg.data_dir / "manifest.json", manifest)
     (cfg.data_dir / UNFINISHED).unlink()
     return manifest
@@ -154,16 +130,13 @@ def split_files(roots: list[Path]) -> dict[str, list[tuple[Path, Path]]]:
             if annotation_file.is_file():
                 folder = next((path for path in (root / "images" / split, root / split) if path.is_dir()), None)
                 if folder is None:
-                    raise UserError(
-                        f"{root} has annotations of {split}, but neither images/{split} nor {split} with the photos."
-                    )
+                    neither = f"annotations of {split}, but neither images/{split} nor {split} with the photos"
+                    raise UserError(f"{root} has {neither}.")
                 files[split].append((annotation_file, folder))
     for split, pairs in files.items():
         if not pairs:
-            raise UserError(
-                f"There is no annotations/instances_{split}.json in {', '.join(map(str, roots))}: coco_root must be "
-                "a COCO folder."
-            )
+            missing = f"There is no annotations/instances_{split}.json in {', '.join(map(str, roots))}"
+            raise UserError(f"{missing}: coco_root must be a COCO folder.")
     return files
 
 
@@ -171,14 +144,10 @@ def _choose(cfg: Config, files: dict[str, list[tuple[Path, Path]]]) -> dict[str,
     whole = {split: read_split(pairs) for split, pairs in files.items()}
     check_categories(whole["train2017"].categories + whole["val2017"].categories, "train2017 and val2017")
     categories = pick_classes(whole["train2017"], cfg.classes, cfg.top_k)
-    limits = {"train2017": cfg.max_train_images, "val2017": cfg.max_val_images}
-    background = {"train2017": cfg.background_share, "val2017": 0.0}
-    chosen = {
-        split: pick_images(whole.pop(split), categories, limits[split], cfg.seed, split, background[split])
-        for split in SPLITS
-    }
-    for split, records in chosen.items():
-        records.notes += check_boxes(records.index(cfg.image_dir(split)), split)
+    limits, chosen = (cfg.max_train_images, cfg.max_val_images), {}
+    for split, limit, background in zip(SPLITS, limits, (cfg.background_share, 0.0)):
+        chosen[split] = pick_images(whole.pop(split), categories, limit, cfg.seed, split, background)
+        chosen[split].notes += check_boxes(chosen[split].index(cfg.image_dir(split)), split)
     alike = Counter(category["name"].casefold() for category in categories)
     twins = [category["name"] for category in categories if alike[category["name"].casefold()] > 1]
     if twins:
@@ -203,26 +172,19 @@ def _write_split(cfg: Config, split: str, records: Records) -> dict:
     records.texts.clear()  # they hold COCO's half gigabyte
     index = records.index(cfg.image_dir(split))
     replace(index, dropped=[]).save(cfg.annotation_file(split))  # what was dropped is not in the new file
-    return {
-        "images": len(index),
-        "eligible": records.eligible,
-        "annotations": len(index.bbox),
-        "crowd": int(index.iscrowd.sum()),
-        "dropped": records.dropped,
-        "records": records.total,
-        "notes": records.notes,
-        "photo_bytes": _photo_sizes(cfg.image_dir(split))[1],
-    }
+    counts = {"images": len(index), "eligible": records.eligible, "annotations": len(index.bbox)}
+    counts |= {"crowd": int(index.iscrowd.sum()), "records": records.total}
+    photo_bytes = _photo_sizes(cfg.image_dir(split))[1]
+    return {**counts, "dropped": records.dropped, "notes": records.notes, "photo_bytes": photo_bytes}
 
 
 def _claim(cfg: Config) -> None:
     """Make the folder ours: refuse one that holds something else, then take its manifest away until it is whole."""
     folder = cfg.data_dir.resolve()
     for root in cfg.coco_roots if cfg.data_source == "folder" else ():
-        if root.resolve() == folder or root.resolve().is_relative_to(folder):
-            raise UserError(
-                f"data_dir {folder} holds coco_root {root}, which must stay as it is: choose another data_dir."
-            )
+        if root.resolve().is_relative_to(folder):
+            held = f"data_dir {folder} holds coco_root {root}, which must stay as it is: choose another data_dir."
+            raise UserError(held)
     ours = any((folder / name).exists() for name in ("manifest.json", UNFINISHED))
     if not ours and any((folder / name).exists() for name in ("images", "annotations")):
         raise UserError(

@@ -83,20 +83,14 @@ def read_file(annotation_file: Path, folder: Path) -> dict:
     for key, boxes in judge.of_lost.items():
         judge.lost[key]["why"] += f" (its {boxes} annotations go with it)"
     header = {name: bytes(getattr(document, name)) for name in ("info", "licenses")}
-    return {
-        "categories": document.categories,
-        "images": judge.images,
-        "rows": rows,
-        "texts": texts,
-        "dropped": judge.dropped,
-        "notes": [
-            f"{annotation_file.name}: {name} is not written as COCO writes it, and was read for what it must mean: "
-            f"{count} times, the first {written!r} as {read!r}."
-            for name, (count, written, read) in judge.mended.items()
-        ],
-        "total": len(document.images) + len(document.annotations),
-        "header": {name: text for name, text in header.items() if text},
-    }
+    notes = [
+        f"{annotation_file.name}: {name} is not written as COCO writes it, and was read for what it must mean: "
+        f"{count} times, the first {written!r} as {read!r}."
+        for name, (count, written, read) in judge.mended.items()
+    ]
+    found = {"categories": document.categories, "images": judge.images, "rows": rows, "texts": texts}
+    found |= {"total": len(document.images) + len(document.annotations), "dropped": judge.dropped, "notes": notes}
+    return {**found, "header": {name: text for name, text in header.items() if text}}
 
 
 def _read_document(annotation_file: Path) -> _Document:
@@ -207,10 +201,8 @@ class _Judge:
         """Rows and texts of the annotations of usable photos; None when one is unusual in any way, allowed or not."""
         try:
             records = self.decoder.decode(b"[" + b",".join(texts) + b"]")
-            ids, image_ids, category_ids, iscrowd = (
-                np.fromiter(map(attrgetter(name), records), np.int64, len(records))
-                for name in ("id", "image_id", "category_id", "iscrowd")
-            )
+            column = lambda name: np.fromiter(map(attrgetter(name), records), np.int64, len(records))
+            ids, image_ids, category_ids, iscrowd = map(column, ("id", "image_id", "category_id", "iscrowd"))
         except (msgspec.DecodeError, OverflowError):
             return None
         rows = np.zeros(len(records), ROW)
@@ -219,16 +211,10 @@ class _Judge:
         numbers = chain.from_iterable(map(attrgetter("bbox"), records))
         rows["bbox"] = np.fromiter(numbers, float, 4 * len(records)).reshape(-1, 4)
         known, (x, y, w, h), (width, height) = rows["image"] >= 0, rows["bbox"].T, self.sizes[rows["image"]].T
-        usable = (rows["label"] >= 0) & (ids > -(2**63)) & (iscrowd >= 0) & (iscrowd <= 1)
-        usable &= (
-            (rows["area"] >= 0)
-            & (rows["area"] < 1e100)
-            & (np.abs(rows["bbox"]) < 1e100).all(axis=1)
-            & (w > 0)
-            & (h > 0)
-        )
-        usable &= (x < width) & (y < height) & (x + w > 0) & (y + h > 0) & (w <= 2 * width) & (h <= 2 * height)
-        usable &= known
+        usable = known & (rows["label"] >= 0) & (ids > -(2**63)) & (iscrowd >= 0) & (iscrowd <= 1)
+        usable &= (rows["area"] >= 0) & (rows["area"] < 1e100) & (np.abs(rows["bbox"]) < 1e100).all(axis=1)
+        usable &= (w > 0) & (h > 0) & (w <= 2 * width) & (h <= 2 * height)
+        usable &= (x < width) & (y < height) & (x + w > 0) & (y + h > 0)
         usable |= ~known & np.isin(image_ids, np.array([key for key in self.lost if is_id(key)], np.int64))
         if not usable.all() or not plain_polygons([bytes(record.segmentation) for record in records]):
             return None
@@ -249,9 +235,8 @@ class _Judge:
             elif i is None and lost in self.lost:
                 self.of_lost[lost] += 1
             elif i is None:
-                self.drop(
-                    self.file.name, f"annotation {key}: {f'no photo {owner!r}' if owner is not None else 'no image_id'}"
-                )
+                what = "no image_id" if owner is None else f"no photo {owner!r}"
+                self.drop(self.file.name, f"annotation {key}: {what}")
             else:
                 x, y, w, h = record["bbox"]
                 whole = {"iscrowd": 0, "area": w * h, **record}

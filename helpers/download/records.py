@@ -36,10 +36,8 @@ def check_categories(categories: list[dict], where, once: bool = False) -> None:
             raise UserError(f"{where}: category {category!r} needs a whole number as id and a name.")
         for table, left, right in ((name_of, key, name), (id_of, name, key)):
             if table.setdefault(left, right) != right:
-                raise UserError(
-                    f"{where}: category {left!r} is both {table[left]!r} and {right!r}; ids and names of classes "
-                    "must agree."
-                )
+                both = f"{table[left]!r} and {right!r}"
+                raise UserError(f"{where}: category {left!r} is both {both}; ids and names of classes must agree.")
     if once and len(name_of) != len(categories):
         raise UserError(f"{where} lists a category twice.")
 

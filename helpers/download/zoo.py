@@ -6,8 +6,6 @@ verified, and only then under its final name. FiftyOne is imported inside the fu
 never need it.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import os
@@ -17,17 +15,19 @@ import threading
 import zipfile
 from pathlib import Path
 
-import requests
+from requests import RequestException, Session
+from requests.adapters import HTTPAdapter
 from tqdm import tqdm
 
 from helpers.config import Config
 from helpers.download.coco import SPLITS, Records
 from helpers.download.photos import check_photos, only_one, photo_problem, require_space
-from helpers.files import UserError
+from helpers.files import UserError, write_atomic
 
 HOST = "images.cocodataset.org"
 WAITS = (0.5, 1, 2, 4, 8, 8)  # seconds before each further try of a photo; an archive gets four
 GONE = (403, 404, 410)  # HTTP answers that another try would not change
+THREADS = 16
 GIVE_UP = 10  # this many photos in a row failed for good: the network is down
 OTHER_WAYS = (
     "or use photos that you have (data_source=folder coco_root=FOLDER), or the preset demo, which needs no network"
@@ -125,22 +125,22 @@ def fetch_photos(cfg: Config, split: str, chosen: Records) -> dict[int, str]:
         chosen.photo(i).unlink(missing_ok=True)
     require_space(root, PHOTO_BYTES * len(wanted), f"{len(wanted)} photos of {split}")
     with _steady(root, wanted, f"{split}: photos") as download:
-        fiftyone.zoo.download_zoo_dataset(
-            "coco-2017", split=ZOO_SPLIT[split], image_ids=ids, label_types=["detections"], num_workers=16
-        )
+        fiftyone.zoo.download_zoo_dataset("coco-2017", **_of_zoo(split, ids), num_workers=THREADS)
     if download.unreachable:
         name, why = next(iter(download.unreachable.items()))
         raise UserError(
             f"{len(download.unreachable)} of {len(ids)} photos of {split} could not be fetched from {HOST} ({name}: "
             f"{why}): run this again to fetch them, what has arrived is kept; {OTHER_WAYS}."
         )
-    broken = {
-        i: download.broken[image["file_name"]]
-        for i, image in enumerate(chosen.images)
-        if image["file_name"] in download.broken
-    }
+    names = [image["file_name"] for image in chosen.images]
+    broken = {i: download.broken[name] for i, name in enumerate(names) if name in download.broken}
     _load(cfg, split, [key for i, key in enumerate(ids) if i not in broken][:DATABASE_PHOTOS])
     return broken
+
+
+def _of_zoo(split: str, ids: list[int]) -> dict:
+    """The arguments that ask FiftyOne's zoo for these photos of a data set, with their boxes."""
+    return {"split": ZOO_SPLIT[split], "image_ids": ids, "label_types": ["detections"]}
 
 
 @contextlib.contextmanager
@@ -158,11 +158,10 @@ def _steady(root: Path, wanted: dict[str, dict], what: str):
         try:
             yield download
         except OSError as error:
-            if error.errno == errno.ENOSPC:
-                raise UserError(
-                    f"The disk of {root} is full: make room and run this again, what has arrived is kept."
-                ) from None
-            raise
+            if error.errno != errno.ENOSPC:
+                raise
+            full = f"The disk of {root} is full: make room and run this again, what has arrived is kept."
+            raise UserError(full) from None
         finally:
             eta.core.web.download_file = original
             download.stopped.set()
@@ -175,25 +174,17 @@ def _load(cfg: Config, split: str, ids: list[int]) -> None:
     what = f"{split}: into FiftyOne's database"
     with tqdm(total=len(ids), desc=what, unit="photo", mininterval=1.0, ncols=100, leave=False, delay=1.0) as bar:
         progress = fiftyone.report_progress(lambda state: bar.update(state.iteration - bar.n), dt=0.5)
-        fiftyone.zoo.load_zoo_dataset(
-            "coco-2017",
-            split=ZOO_SPLIT[split],
-            image_ids=ids,
-            label_types=["detections"],
-            download_if_necessary=False,
-            dataset_name=dataset_name(cfg, split),
-            drop_existing_dataset=True,
-            persistent=True,
-            progress=progress,
-        )
+        anew = {"dataset_name": dataset_name(cfg, split), "drop_existing_dataset": True, "persistent": True}
+        anew |= {"download_if_necessary": False, "progress": progress}
+        fiftyone.zoo.load_zoo_dataset("coco-2017", **_of_zoo(split, ids), **anew)
 
 
 class SteadyDownload:
     """Stands in for ``eta.core.web.download_file``, through which FiftyOne fetches all files, one call per file.
 
-    The transfer is eta's own ``WebSession``, with time limits. A file is fetched to the side, verified (a photo decodes
-    to its end and has the annotated size) and then renamed; what fails is tried again with growing pauses. A photo that
-    fails for good does not end the others, unless ``GIVE_UP`` in a row do. Calls come from many threads.
+    A file is fetched to the side, with time limits, verified (a photo decodes to its end and has the annotated size)
+    and then renamed; what fails is tried again with growing pauses. A photo that fails for good does not end the
+    others, unless ``GIVE_UP`` in a row do. Calls come from many threads.
     """
 
     def __init__(self, incoming: Path, wanted: dict[str, dict], what: str, bar: tqdm):
@@ -202,7 +193,8 @@ class SteadyDownload:
         self.unreachable: dict[str, str] = {}  # file name -> reason: the network failed, another day may do better
         self.broken: dict[str, str] = {}  # file name -> reason: the host does not have it, or has it broken
         self.stopped = threading.Event()
-        self._in_a_row, self._lock, self._local, self._random = 0, threading.Lock(), threading.local(), random.Random()
+        self._in_a_row, self._lock, self._random, self._session = 0, threading.Lock(), random.Random(), Session()
+        self._session.mount("http://", HTTPAdapter(pool_maxsize=THREADS))  # connections stay open between photos
 
     def __call__(self, url: str, path: str, **_) -> None:
         target = Path(path)
@@ -211,9 +203,8 @@ class SteadyDownload:
             if self.stopped.wait(wait * self._random.uniform(0.7, 1.3)):  # threads should not all come back at once
                 return
             try:
-                self._session().write(str(part), url)
-                self._verify(part, image)
-            except (requests.RequestException, BrokenFile) as problem:
+                self._fetch(url, part, image)
+            except (RequestException, BrokenFile) as problem:
                 error = problem
                 if _status(error) in GONE:
                     break
@@ -224,19 +215,10 @@ class SteadyDownload:
         part.unlink(missing_ok=True)
         self._failed(target.name, image, error)
 
-    def _session(self):
-        """One of eta's sessions per thread: connections stay open between photos."""
-        if not hasattr(self._local, "session"):
-            import eta.core.web
-
-            session = eta.core.web.WebSession(quiet=True)
-            request = session.sess.request
-            session.sess.request = lambda *args, **kwargs: request(*args, **{**kwargs, "timeout": (10, 60)})
-            session.sess.hooks["response"].append(lambda response, *_, **__: response.raise_for_status())
-            self._local.session = session
-        return self._local.session
-
-    def _verify(self, part: Path, image: dict | None) -> None:
+    def _fetch(self, url: str, part: Path, image: dict | None) -> None:
+        with self._session.get(url, stream=True, timeout=(10, 60)) as answer:
+            answer.raise_for_status()
+            write_atomic(part, answer.iter_content(2**20))
         if image is not None:
             why = photo_problem(part, image)
         else:

@@ -77,32 +77,17 @@ def _one_class(matches: Matches, k: int, times: np.ndarray) -> np.ndarray:
 
 
 def _interpolated(times: np.ndarray, seen: np.ndarray, reached: np.ndarray) -> np.ndarray:
-    """AP [R] from the right detections, most confident first: ``times`` [p, R] each counts, detections ``seen`` [p, R]
-    so far.
+    """AP [R] from the right detections, best first: each counts ``times`` [p, R], ``seen`` [p, R] detections so far.
 
     COCO's rule: at each of the 101 recalls, the best precision at that recall or beyond.
     """
     hits = np.cumsum(times, axis=0, dtype=times.dtype)
-    best = _best_from_here(hits / (seen + np.spacing(1)))
+    best = np.maximum.accumulate((hits / (seen + np.spacing(1)))[::-1])[::-1]
     hits *= reached.shape[1]
     hits += np.arange(reached.shape[1], dtype=hits.dtype)  # places in the flat table
     recalls = reached.ravel().take(hits)
     recalls[1:] -= recalls[:-1].copy()  # how many each detection adds
     return np.einsum("pr,pr->r", best, recalls) / len(RECALLS)
-
-
-def _best_from_here(precision: np.ndarray, block: int = 16) -> np.ndarray:
-    """The running maximum from the last row [p, R] up. In blocks of rows, all blocks at once: twice as fast as
-    ``np.maximum.accumulate``, which goes one number after the other."""
-    p, n = precision.shape
-    best = np.zeros((-(-p // block), block, n))  # the padding of the last block is below any precision
-    best.reshape(-1, n)[:p] = precision
-    for row in range(block - 2, -1, -1):
-        np.maximum(best[:, row], best[:, row + 1], out=best[:, row])
-    for k in range(len(best) - 2, -1, -1):  # what follows a block
-        np.maximum(best[k, 0], best[k + 1, 0], out=best[k, 0])
-    np.maximum(best[:-1, 1:], best[1:, :1], out=best[:-1, 1:])
-    return best.reshape(-1, n)[:p]
 
 
 def _counted(places: np.ndarray, image: np.ndarray, times: np.ndarray) -> np.ndarray:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -37,9 +36,7 @@ def load_checkpoint(cfg: Config, classes: tuple[str, ...], checkpoint: str) -> D
     return load_detector(cfg, classes, source=require(folder, "03_train"), class_head="remap")
 
 
-def evaluate_checkpoint(
-    cfg: Config, index: CocoIndex, checkpoint: str, progress: Callable = iter
-) -> tuple[Detections, dict]:
+def evaluate_checkpoint(cfg: Config, index: CocoIndex, checkpoint: str, progress=iter) -> tuple[Detections, dict]:
     """Detections and :func:`coco_metrics` of one checkpoint on a split, written to the run's folder and to metrics.csv.
 
     ``progress`` wraps the loader (tqdm). ``start`` goes to detections_val2017_start.json, what ``cfg.checkpoint`` asks
@@ -60,17 +57,12 @@ def evaluate_checkpoint(
 
 
 def record_metrics(path: Path, run: str, checkpoint: str, stats: dict[str, float]) -> pd.DataFrame:
-    """Put a run's checkpoint into metrics.csv (in place of its earlier row), a run's start checkpoint first; the
-    table.
-    """
-    row = pd.DataFrame([{"run": run, "checkpoint": checkpoint, **stats}])
-    if path.exists():
-        table = read_table(path)
-        table = pd.concat(
-            [table[~((table["run"] == run) & (table["checkpoint"] == checkpoint))], row], ignore_index=True
-        )
-        runs = list(dict.fromkeys(table["run"]))
-        key = [(runs.index(r), c != "start") for r, c in zip(table["run"], table["checkpoint"])]
-        row = table.iloc[sorted(range(len(table)), key=key.__getitem__)].reset_index(drop=True)
-    write_atomic(path, row.to_csv(index=False))
-    return row
+    """The table metrics.csv with a run's checkpoint in place of its earlier row, a run's start checkpoint first."""
+    rows = read_table(path).to_dict("records") if path.exists() else []
+    rows = [row for row in rows if (row["run"], row["checkpoint"]) != (run, checkpoint)]
+    rows.append({"run": run, "checkpoint": checkpoint, **stats})
+    runs = list(dict.fromkeys(row["run"] for row in rows))
+    rows.sort(key=lambda row: (runs.index(row["run"]), row["checkpoint"] != "start"))
+    table = pd.DataFrame(rows)
+    write_atomic(path, table.to_csv(index=False))
+    return table

@@ -36,17 +36,14 @@ SIZES = {"small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, 1e10)} 
 
 @dataclass(frozen=True)
 class Result:
-    """A checkpoint's detections with what was computed from them.
-
-    ``replicates`` [R, K, T]: AP on made-up validation sets.
-    """
+    """A checkpoint's detections with what was computed from them."""
 
     name: str
     detections: Sequence[dict]
     stats: dict[str, float]
     per_class: pd.DataFrame
     matches: Matches
-    replicates: np.ndarray
+    replicates: np.ndarray  # [R, K, T]: AP on made-up validation sets
 
     def draws(self, metric: str) -> np.ndarray:
         """The metric of every made-up validation set, [R]; classes without objects there are left out, as in COCO."""

@@ -56,18 +56,17 @@ def first(batch: dict, count: int) -> dict:
     return part
 
 
-def flops(detector: Detector, batch: dict, device: torch.device | str = "cpu") -> int:
+def flops(detector: Detector, batch: dict, device: torch.device | str) -> int:
     """Floating-point operations of a forward pass: two for each multiply-add of a convolution or matrix product.
 
     Counted by ``torch.utils.flop_counter``; normalisation, activations and grid sampling are not in it.
     """
-    inputs = _inputs(detector.preprocess, batch, device)
     with FlopCounterMode(display=False) as counter:
-        detector.model(**inputs)
+        detector.model(**_inputs(detector.preprocess, batch, device))
     return int(counter.get_total_flops())
 
 
-def latency(detector: Detector, batch: dict, autocast: Callable, device: torch.device | str = "cpu") -> np.ndarray:
+def latency(detector: Detector, batch: dict, autocast: Callable, device: torch.device | str) -> np.ndarray:
     """Seconds of each timed call, after a warm-up; the device is synchronised before the clock is read."""
     seconds: list[float] = []
     began = time.perf_counter()
@@ -91,11 +90,9 @@ def cost_sentence(table: pd.DataFrame) -> str:
     """What one photo costs, in words."""
     values = table["value"]
     single, *batched = (name for name in values.index if "median" in name)
-    text = (
-        f"The detector has {values['parameters']:.1f} million parameters; a photo takes "
-        f"{values['arithmetic, 1 photo']:.1f} GFLOP and {values[single]:.0f} ms ({1000 / values[single]:.1f} photos "
-        "a second)"
-    )
+    text = f"The detector has {values['parameters']:.1f} million parameters; a photo takes "
+    text += f"{values['arithmetic, 1 photo']:.1f} GFLOP and {values[single]:.0f} ms "
+    text += f"({1000 / values[single]:.1f} photos a second)"
     for name in batched:
         gain = values[single] / values[name]
         times = f"{gain:.1f} times as fast" if gain > 1 else f"{1 / gain:.1f} times as slow"

@@ -16,18 +16,19 @@ from helpers.metrics import numbered
 
 THRESHOLDS = np.round(np.linspace(0, 1, 101), 2)
 BACKGROUND = "background"
+BINS = 10  # of scores
 
 
-def precision_recall(matches: Matches, k: int, t: int = 0) -> np.ndarray:
+def precision_recall(matches: Matches, k: int) -> np.ndarray:
     """COCO's precision of class ``k`` at each of its 101 recalls, [101]: the best at that recall or beyond.
 
-    ``t`` is the place of the IoU threshold (0: IoU 0.5). The mean is the class's AP; NaN where a class has no object.
+    The mean is the class's AP50; NaN where a class has no object.
     """
     objects = matches.truth[:, k].sum()
     if not objects:
         return np.full(len(RECALLS), np.nan)
     part = matches.of_class(k)
-    right, counts = matches.right[t, part], ~matches.ignored[t, part]
+    right, counts = matches.right[0, part], ~matches.ignored[0, part]
     hits, seen = np.cumsum(right), np.cumsum(counts)
     best = np.maximum.accumulate((hits / (seen + np.spacing(1)))[::-1])[::-1]
     place = np.searchsorted(hits / objects, RECALLS)
@@ -67,7 +68,7 @@ def best_operating_point(curves: pd.DataFrame) -> Operating:
     return Operating(*np.nan_to_num(curves[["threshold", "precision", "recall", "F1"]].iloc[at]).tolist())
 
 
-def reliability(matches: Matches, bins: int = 10) -> tuple[pd.DataFrame, float]:
+def reliability(matches: Matches) -> tuple[pd.DataFrame, float]:
     """Does a score of 0.8 mean right four times out of five? A row per score bin, and the expected calibration error.
 
     ``confidence``: mean score; ``accuracy``: part that is right; ``count``. The error is the mean distance of the two,
@@ -78,9 +79,9 @@ def reliability(matches: Matches, bins: int = 10) -> tuple[pd.DataFrame, float]:
 
     counted = ~matches.ignored[0]
     score, right = np.ascontiguousarray(matches.score[counted]), np.ascontiguousarray(matches.right[0, counted])
-    table = pd.DataFrame(metrics.calibration_curve(score, right, bins))
+    table = pd.DataFrame(metrics.calibration_curve(score, right, BINS))
     table.columns = ["low", "high", "confidence", "accuracy", "count"]
-    return table, float(metrics.calibration_error(score, right, bins)[0])
+    return table, float(metrics.calibration_error(score, right, BINS)[0])
 
 
 def confusion(gt: dict, detections: list[dict], matches: Matches, threshold: float) -> pd.DataFrame:

@@ -67,16 +67,14 @@ def class_ap_figure(table: pd.DataFrame, start: str, name: str) -> Figure:
 
 def score_figure(curves: pd.DataFrame, best: Operating) -> Figure:
     """Precision, recall and F1 against the score threshold, the best one marked; of ``score_curves``."""
-    figure = Figure(figsize=(9, 3.8), layout="constrained")
-    ax = figure.subplots()
+    words = {"xlabel": "score threshold: boxes with a lower score are not shown"}
+    figure, ax = chart(9, 3.8, ylabel="fraction (all classes, IoU 0.5)", **words, **UNIT)
     for name, style, colour in (("precision", "-", BLUE), ("recall", "--", VERMILLION), ("F1", "-.", GREEN)):
         ax.plot(curves["threshold"], curves[name], style, color=colour, linewidth=2, label=name)
     ax.axvline(best.threshold, color=GREY, linewidth=1)
     ax.plot(best.threshold, best.f1, "o", color="black")
     point = f"best F1 {best.f1:.2f} at a score of {best.threshold:.2f}"
     ax.set_title(f"{point}: precision {best.precision:.2f}, recall {best.recall:.2f}", fontsize=11)
-    ax.set(xlabel="score threshold: boxes with a lower score are not shown", **UNIT)
-    ax.set_ylabel("fraction (all classes, IoU 0.5)")
     ax.grid(alpha=0.3)
     ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
     return figure

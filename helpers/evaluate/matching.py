@@ -10,21 +10,21 @@ from dataclasses import dataclass
 from operator import itemgetter
 
 import numpy as np
+import pandas as pd
 
 from helpers.metrics import Detections, bboxes
 
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)  # COCO's
 MAX_DETECTIONS = 100  # COCO counts so many per photo and class, the most confident ones
-DENSE_IDS = 2_000_000  # the ids of photos and categories in COCO are below
 PAIRS_AT_ONCE = 1_000_000  # bounds the memory where one photo has hundreds of boxes of one class
 
 
 @dataclass(frozen=True)
 class Matches:
-    """D counted detections, by class, then most confident first; T = 10 IoU thresholds, N photos (ascending ids), K
-    classes.
+    """D counted detections, by class, then most confident first.
 
-    ``right``: a true positive. ``ignored``: it fell on a crowd region, which is neither right nor wrong.
+    T = 10 IoU thresholds, N photos (ascending ids), K classes. ``right``: a true positive. ``ignored``: it fell on a
+    crowd region, which is neither right nor wrong.
     """
 
     classes: tuple[str, ...]
@@ -47,8 +47,7 @@ def match(gt: dict, detections: list[dict], areas: tuple[float, float] = (-np.in
     The most confident detection of a photo and class chooses first: the object with the largest IoU that is still free,
     and only if there is none a crowd region. Detections of other photos or categories are left out, as COCOeval does.
     ``areas`` (lowest, highest, square pixels): objects outside are ignored as crowd regions are, and so are detections
-    outside that are on nothing.
-    Source: ``evaluateImg`` of pycocotools.
+    outside that are on nothing. Source: ``evaluateImg`` of pycocotools.
     """
     image_ids = np.unique(np.array([image["id"] for image in gt["images"]], dtype=np.int64))
     category_ids = np.array([c["id"] for c in gt["categories"]], dtype=np.int64)
@@ -71,17 +70,10 @@ def match(gt: dict, detections: list[dict], areas: tuple[float, float] = (-np.in
     size = given.bbox[found["row"], 2] * given.bbox[found["row"], 3]
     ignored |= ~hit & ((size < areas[0]) | (size > areas[1]))
     counts = np.bincount(truth["group"][~truth["ignored"]], minlength=groups)
-    return Matches(
-        classes=tuple(str(c["name"]) for c in gt["categories"]),
-        image_ids=image_ids,
-        starts=np.searchsorted(found["label"], np.arange(len(category_ids) + 1)),
-        row=found["row"],
-        image=found["image"],
-        score=found["score"],
-        right=right,
-        ignored=ignored,
-        truth=counts.reshape(len(category_ids), len(image_ids)).T,
-    )
+    classes = tuple(str(c["name"]) for c in gt["categories"])
+    starts = np.searchsorted(found["label"], np.arange(len(category_ids) + 1))
+    found = {name: found[name] for name in ("row", "image", "score")} | {"right": right, "ignored": ignored}
+    return Matches(classes, image_ids, starts, **found, truth=counts.reshape(len(category_ids), len(image_ids)).T)
 
 
 def _table(image_id: np.ndarray, category_id: np.ndarray, image_ids: np.ndarray, category_ids: np.ndarray) -> dict:
@@ -104,13 +96,8 @@ def _most_confident_first(found: dict[str, np.ndarray]) -> dict[str, np.ndarray]
     found = _rows(found, order[_order(found["label"][order])])
     if np.bincount(found["group"], minlength=1).max() <= MAX_DETECTIONS:
         return found
-    order = _order(found["image"])
-    order = order[_order(found["label"][order])]
-    group = found["group"][order]
-    first = np.flatnonzero(np.diff(group, prepend=-1))
-    place = np.arange(len(group)) - np.repeat(first, np.diff(first, append=len(group)))  # within photo and class
-    over = order[place >= MAX_DETECTIONS]
-    return _rows(found, np.delete(np.arange(len(group)), over)) if len(over) else found
+    place = pd.Series(found["group"]).groupby(found["group"]).cumcount()  # within photo and class
+    return _rows(found, place.to_numpy() < MAX_DETECTIONS)
 
 
 def _order(values: np.ndarray) -> np.ndarray:
@@ -131,15 +118,7 @@ def _falling(scores: np.ndarray) -> np.ndarray:
 
 def _position(values: np.ndarray, known: np.ndarray) -> np.ndarray:
     """Where each value stands in ``known`` (distinct, any order); -1 for one that does not."""
-    if not len(known):
-        return np.full(len(values), -1)
-    if known.min() >= 0 and known.max() < DENSE_IDS:  # COCO's: a table is several times as fast as a search
-        table = np.full(known.max() + 2, -1)  # its last place is for whatever is out of range
-        table[known] = np.arange(len(known))
-        return table[np.clip(values, -1, known.max() + 1)]
-    order = np.argsort(known)
-    at = order[np.searchsorted(known, values, sorter=order).clip(max=len(known) - 1)]
-    return np.where(known[at] == values, at, -1)
+    return pd.Index(known).get_indexer(values)
 
 
 def _pairs(found: dict, truth: dict, groups: int, bbox: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -253,12 +253,10 @@ def pair(a: Result, b: Result) -> str:
 
 def learnt(start: Result, result: Result, parts: list[str], cost: str) -> str:
     """The closing words: the headline, the sentences of the sections, and what to read next, as a list."""
-    loose = "boxes are found but not tight; " if result.stats["mAP50"] - result.stats["mAP75"] > 0.25 else ""
-    next_ = (
-        f"mAP50 is {result.stats['mAP50']:.3f} and mAP75 {result.stats['mAP75']:.3f}: {loose}05 says which errors "
-        "that is, and what would gain most."
-    )
-    return "\n".join(f"- {line}" for line in [headline(start, result), *parts, cost, next_])
+    half, strict = result.stats["mAP50"], result.stats["mAP75"]
+    loose = "boxes are found but not tight; " if half - strict > 0.25 else ""
+    last = f"mAP50 is {half:.3f} and mAP75 {strict:.3f}: {loose}05 says which errors that is, and what would gain most."
+    return "\n".join(f"- {line}" for line in [headline(start, result), *parts, cost, last])
 
 
 def _range(bounds: tuple[float, float] | None, form: str = ".3f") -> str:

@@ -107,9 +107,9 @@ class Browser(VBox):
         classes, errors = None if name is None else [name], self._shown_errors()
         boxes = visible_boxes(self.index, i, self._of(i), self.threshold.value, self.truth.value, classes, errors)
         self.count = sum(box.predicted for box in boxes)
+        only = "" if name is None else f", only {html.escape(str(name))}"
         self.caption.value = (
             f"photo {self.slider.value} of {len(self.photos)}: <b>{html.escape(str(self.index.file_names[i]))}</b> "
-            f"(id {int(self.index.image_ids[i])}), {self.count} predicted, {len(boxes) - self.count} ground truth"
-            + ("" if name is None else f", only {html.escape(str(name))}")
+            f"(id {self.index.image_ids[i]}), {self.count} predicted, {len(boxes) - self.count} ground truth{only}"
         )
         self.picture.value = jpeg(show(self.index, i, boxes))

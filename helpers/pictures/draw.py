@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import io
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,8 +46,7 @@ def visible_boxes(
     classes: list[str] | None = None,
     errors: pd.DataFrame | None = None,
 ) -> list[Box]:
-    """Boxes of image ``i``: its ground truth (crowd regions thin), and ``detections`` (COCO results; those of other
-    photos are left out) with ``score >= threshold``.
+    """Boxes of image ``i``: its ground truth (crowd regions thin), and its ``detections`` with ``score >= threshold``.
 
     ``classes`` (names) keeps only these. With ``errors`` (rows of ``error_table``) the predictions are only the false
     ones, their label says why, and what was missed is drawn thick.
@@ -63,21 +63,18 @@ def visible_boxes(
         return boxes + _false_predictions(errors[errors["image_id"] == index.image_ids[i]], threshold, wanted)
     name_of = {category: name for category, name in zip(index.category_ids, index.classes) if name in wanted}
     rows = [d for d in detections if d["image_id"] == index.image_ids[i] and d["score"] >= threshold]
-    return boxes + [
-        Box.of(d["bbox"], f"{name_of[d['category_id']]} {d['score']:.2f}", True)
-        for d in sorted(rows, key=lambda d: d["score"])
-        if d["category_id"] in name_of
-    ]
+    for row in sorted(rows, key=lambda row: row["score"]):
+        if name := name_of.get(row["category_id"]):
+            boxes.append(Box.of(row["bbox"], f"{name} {row['score']:.2f}", True))
+    return boxes
 
 
 def _false_predictions(errors: pd.DataFrame, threshold: float, wanted: set[str]) -> list[Box]:
     """Boxes of the wrong predictions of one photo; a class is meant when it was predicted or should have been."""
     errors = errors[(errors["type"] != "missed") & (errors["score"] >= threshold)]
     errors = errors[errors["predicted_class"].isin(wanted) | errors["class"].isin(wanted)].sort_values("score")
-    return [
-        Box.of([row[side] for side in "xywh"], f"{row['type']}: {row['predicted_class']} {row['score']:.2f}", True)
-        for row in errors.to_dict("records")
-    ]
+    rows = zip(errors[[*"xywh"]].to_numpy(), errors["type"], errors["predicted_class"], errors["score"])
+    return [Box.of(bbox, f"{kind}: {name} {score:.2f}", True) for bbox, kind, name, score in rows]
 
 
 def draw(index: CocoIndex, i: int, detections: list[dict], threshold: float, max_side: int = 640, **which) -> bytes:
@@ -86,9 +83,7 @@ def draw(index: CocoIndex, i: int, detections: list[dict], threshold: float, max
 
 
 def show(index: CocoIndex, i: int, boxes: list[Box], side: int = 640, region=None, font_size: int = 13) -> Image.Image:
-    """Image ``i``, or its ``region``, painted; a whole photo is doubled at most. One that cannot be read gives a grey
-    picture that says so.
-    """
+    """Image ``i``, or its ``region``, painted; a whole photo is doubled at most. One that cannot be read says so."""
     height, width = int(index.heights[i]), int(index.widths[i])
     side = side if region else min(side, 2 * max(height, width))
     try:
@@ -128,8 +123,8 @@ def _size(region: tuple, side: int) -> tuple[int, int]:
 def message(text: str, size: tuple[int, int] = (640, 480)) -> Image.Image:
     """A grey picture with a sentence."""
     image = Image.new("RGB", size, (120, 120, 120))
-    lines = [text[k : k + max(size[0] // 9, 8)] for k in range(0, min(len(text), 600), max(size[0] // 9, 8))]
-    ImageDraw.Draw(image).multiline_text((8, 8), "\n".join(lines), fill="white", font=font_of(13))
+    lines = textwrap.fill(text[:600], max(size[0] // 9, 8))
+    ImageDraw.Draw(image).multiline_text((8, 8), lines, fill="white", font=font_of(13))
     return image
 
 
@@ -163,22 +158,19 @@ def _rectangle(canvas: ImageDraw.ImageDraw, xyxy: tuple, box: Box) -> None:
 
 
 def _label(canvas: ImageDraw.ImageDraw, xyxy: tuple, box: Box, font, size: tuple[int, int], taken: list[tuple]) -> None:
-    """Write the text on a filled rectangle inside the picture, at the box's corner that hides the least of the labels
-    ``taken``."""
+    """Write the text on a filled rectangle at the corner, in the picture, that hides least of the labels ``taken``."""
     text = one_line(box.text, 36)
     width, height = font.getlength(text) + 6, font.size + 5
     x0, y0, x1, y1 = xyxy
     above, below = [(x0, y0 - height), (x1 - width, y0 - height)], [(x0, y1), (x1 - width, y1)]
     inside = [(x0, y0), (x0, y1 - height), (x1 - width, y0), (x1 - width, y1 - height)]
-    places = [
-        (min(max(x, 0), max(size[0] - width - 1, 0)), min(max(y, 0), max(size[1] - height - 1, 0)))
-        for x, y in (above + below if box.predicted else below + above) + inside
-    ]
-    places_xyxy = np.array([(x, y, x + width, y + height) for x, y in places])
+    places = np.array((above + below if box.predicted else below + above) + inside)
+    places = np.clip(places, 0, np.maximum(np.array(size) - (width + 1, height + 1), 0))
+    places_xyxy = np.hstack([places, places + (width, height)])
     hidden = intersection(places_xyxy, np.array(taken).reshape(-1, 4)).sum(axis=1)
     if hidden.min() <= 0.15 * width * height:
-        x, y = places[int(hidden.argmin())]
-        taken.append((x, y, x + width, y + height))
+        taken.append(tuple(places_xyxy[hidden.argmin()].tolist()))
+        x, y, _, _ = taken[-1]
         canvas.rectangle(taken[-1], fill=box.colour)
         canvas.text((x + 3, y + 1), text, fill="white", font=font)
 

@@ -41,6 +41,5 @@ def picture(source: Path | bytes, side: int) -> str:
                 return data_uri(data, image.format.lower())
             return jpeg(image, side)
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError) as error:
-        raise ValueError(
-            f"{source.name if isinstance(source, Path) else 'a picture'} does not decode ({error})"
-        ) from None
+        name = source.name if isinstance(source, Path) else "a picture"
+        raise ValueError(f"{name} does not decode ({error})") from None

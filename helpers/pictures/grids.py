@@ -50,11 +50,11 @@ def sheet(tiles: list[Image.Image], columns: int, nothing: str = "There is no ph
 
 def sample_grid(index: CocoIndex, n: int = 8, seed: int = 0) -> Figure:
     """``n`` photos of a split, chosen by the seed, with their boxes; crowd regions have thin ones."""
-    chosen = np.random.default_rng(seed).permutation(len(index))[:n]
-    photos = [
-        (show(index, i, visible_boxes(index, i, [], 1.0), SIDE, font_size=LETTERS), index.image_ids[i]) for i in chosen
-    ]
-    return sheet([tile(photo, f"image {image_id}", SIDE) for photo, image_id in photos], columns=4)
+    tiles = []
+    for i in np.random.default_rng(seed).permutation(len(index))[:n]:
+        photo = show(index, i, visible_boxes(index, i, [], 1.0), SIDE, font_size=LETTERS)
+        tiles.append(tile(photo, f"image {index.image_ids[i]}", SIDE))
+    return sheet(tiles, columns=4)
 
 
 def batch_grid(images: np.ndarray, boxes_xyxy: list[np.ndarray], names: list[list[str]], titles: list[str]) -> Figure:

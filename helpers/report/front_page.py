@@ -122,11 +122,9 @@ def headline(cfg: Config) -> dict:
     before = ours[ours["checkpoint"] == "start"].head(1).to_dict("records")
     after = (chosen if len(chosen) else trained.tail(1)).to_dict("records")
     shown = (cfg.run_name, after[0]["checkpoint"]) if after else None
-    columns = [name for name in METRICS if name in table]
-    rows = [
-        {**row, "ours": (row["run"], row["checkpoint"]) == shown, "values": [row[name] for name in columns]}
-        for row in table.to_dict("records")
-    ]
+    columns, rows = [name for name in METRICS if name in table], table.to_dict("records")
+    for row in rows:
+        row |= {"ours": (row["run"], row["checkpoint"]) == shown, "values": [row[name] for name in columns]}
     both = {"before": before[0] if before else None, "after": after[0] if after else None}
     return {"rows": rows, "columns": columns, **both, **_intervals(cfg)}
 
@@ -142,11 +140,9 @@ def _intervals(cfg: Config) -> dict:
 
 def profile(folder: Path) -> dict:
     """The step breakdown: its rows (range, ms, share), and what they say in words."""
-    table = read_table(require(folder / "breakdown.csv", "03_train")).astype(
-        {"range": str, "ms": float, "share": float}
-    )
+    table = read_table(require(folder / "breakdown.csv", "03_train"))[["range", "ms", "share"]]
     summary = {"sentence": "", "photos_per_s": None, **_json(folder / "summary.json", default={})}
-    return {**summary, "rows": table[["range", "ms", "share"]].to_dict("records")}
+    return {**summary, "rows": table.astype({"ms": float, "share": float}).to_dict("records")}
 
 
 def error_summary(folder: Path) -> dict:
@@ -154,12 +150,10 @@ def error_summary(folder: Path) -> dict:
     tide = _json(require(folder / "tide.json", "05_error_analysis"))
     gains = {short: float(gain) for short, gain in tide["delta_ap"].items()}
     most = max([1e-9, *map(abs, gains.values())])
-    names = {short: name for name, short in TYPES.items()}
-    width = {short: 100 * max(0.0, gain) / most for short, gain in gains.items()}
-    rows = [
-        {"kind": names.get(kind, kind), "gain": gain, "width": width[kind], "count": tide["counts"].get(kind, "")}
-        for kind, gain in gains.items()
-    ]
+    names, rows = {short: name for name, short in TYPES.items()}, []
+    for short, gain in gains.items():
+        row = {"kind": names.get(short, short), "gain": gain, "count": tide["counts"].get(short, "")}
+        rows.append({**row, "width": 100 * max(0.0, gain) / most})
     first = {kind: path for kind in TYPES for path in pictures_in(folder / kind)[:1]}
     one_each = [{**_figure(path, "05_error_analysis", 520), "caption": kind} for kind, path in first.items()]
     return {"rows": rows, "charts": _charts(folder, "05_error_analysis", ERRORS), "examples": one_each}

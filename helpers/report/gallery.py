@@ -86,9 +86,8 @@ def _photo(index: CocoIndex, i: int, why: str, predicted: list[list], side: int)
         image = Image.fromarray(read_image(index.path(i), height, width))
     except OSError:
         return None
-    truth = [
-        [*(round(float(value), 1) for value in index.bbox[row]), int(index.labels[row]), int(index.iscrowd[row])]
-        for row in index.rows(i)
-    ]
+    rows = index.rows(i)
+    kinds = np.stack([index.labels[rows], index.iscrowd[rows]], axis=1)
+    truth = [[*bbox, *kind] for bbox, kind in zip(index.bbox[rows].round(1).tolist(), kinds.tolist())]
     about = {"name": str(index.file_names[i]), "why": why, "width": width, "height": height}
     return {**about, "picture": jpeg(image, side), "truth": truth, "predicted": predicted}

@@ -45,7 +45,7 @@ def execute(path: Path, copy: Path, parameters: dict, cell_minutes: float | None
     quiet = logging.getLogger("papermill")
     level = quiet.level
     quiet.setLevel(logging.CRITICAL)  # what it reports is in our message
-    failure, reason = None, None
+    failure = reason = None
     try:
         with _signals_to(kernels):
             papermill.execute_notebook(

@@ -30,9 +30,8 @@ def main(argv: Sequence[str] | None = None, sources: Path = ROOT / "notebooks") 
     some = parser.add_mutually_exclusive_group()
     some.add_argument("--only", metavar="03,04", help="these notebooks alone")
     some.add_argument("--from", dest="start", metavar="03", help="this notebook and the later ones")
-    parser.add_argument(
-        "--cell-minutes", type=float, metavar="M", help="stop when a cell runs for longer (else: never)"
-    )
+    longer = "stop when a cell runs for longer (else: never)"
+    parser.add_argument("--cell-minutes", type=float, metavar="M", help=longer)
     arguments = parser.parse_args(argv)
     cfg, parameters = cli.configure(arguments.preset, arguments.overrides)
     paths = select(sources, arguments.only, arguments.start)
@@ -49,8 +48,7 @@ def main(argv: Sequence[str] | None = None, sources: Path = ROOT / "notebooks") 
             then = f"later notebooks were not run. Go on with: {_again(arguments, path)}"
             say(f"{failure}\nIts executed copy is {folder}/{path.name}; {then}", file=sys.stderr)
             return 1
-    complete = arguments.only is None and not cfg.profile_only
-    return finish(cfg, must_hold=complete)
+    return finish(cfg, must_hold=arguments.only is None and not cfg.profile_only)
 
 
 def finish(cfg: Config, must_hold: bool) -> int:

@@ -62,10 +62,8 @@ class Layer:
         right = min(self.left + self.mask.shape[1], other.left + other.mask.shape[1])
         if bottom <= top or right <= left:
             return self
-        mine = np.s_[top - self.top : bottom - self.top, left - self.left : right - self.left]
-        hidden = (
-            self.mask[mine] & other.mask[top - other.top : bottom - other.top, left - other.left : right - other.left]
-        )
+        mine, its = (np.s_[top - i.top : bottom - i.top, left - i.left : right - i.left] for i in (self, other))
+        hidden = self.mask[mine] & other.mask[its]
         if not hidden.any():
             return self
         mask = self.mask.copy()
@@ -87,8 +85,9 @@ class Canvas:
         self.dropped = 0
 
     def paste(self, patch: np.ndarray, left: int, top: int, label: object) -> bool:
-        """Paint a premultiplied RGBA patch [h, w, 4] with its corner at (left, top), which may be outside; False, and
-        nothing painted, where it may not be.
+        """Paint a premultiplied RGBA patch [h, w, 4], whose corner (left, top) may be outside.
+
+        False, and nothing painted, where it may not be.
         """
         height, width = self.image.shape[:2]
         box = np.s_[max(top, 0) : min(top + patch.shape[0], height), max(left, 0) : min(left + patch.shape[1], width)]

@@ -74,11 +74,8 @@ def write_scenes(
         with ThreadPoolExecutor(os.cpu_count()) as pool:  # numpy and OpenCV let other threads run
             made = pool.map(write, range(count))
             written = list(tqdm(made, total=count, desc=f"scenes, {split}", unit="scene", leave=False))
-        content = {
-            **_header(classes, seed),
-            "images": [image for image, _ in written],
-            "annotations": [record for _, records in written for record in records],
-        }
+        content = _header(classes, seed) | {"images": [image for image, _ in written]}
+        content["annotations"] = [record for _, records in written for record in records]
         # last and in one step: where the annotations are, the images are complete
         write_atomic(Path(root) / "annotations" / f"instances_{split}.json", orjson.dumps(content))
 
@@ -182,16 +179,9 @@ def _records(scene: Scene, image_id: int, split: str) -> list[dict]:
     """COCO annotations of a scene; ids follow from the image's, so they are unique over both splits."""
     records = []
     for number, thing in enumerate(scene.things):
-        record = {
-            "id": image_id * 16 + number,
-            "image_id": image_id,
-            "category_id": KINDS[thing.name].id,
-            "bbox": thing.bbox,
-            "area": int(thing.mask.sum()),
-            "iscrowd": 0,
-            "segmentation": polygons(thing.mask),
-        }
-        records.append({**record, "unseen_sprite": thing.unseen} if split == "val2017" else record)
+        record = {"id": image_id * 16 + number, "image_id": image_id, "category_id": KINDS[thing.name].id}
+        shape = {"bbox": thing.bbox, "area": int(thing.mask.sum()), "iscrowd": 0, "segmentation": polygons(thing.mask)}
+        records.append(record | shape | ({"unseen_sprite": thing.unseen} if split == "val2017" else {}))
     return records
 
 

@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 import yaml
 
-from helpers.scenes.compositor import Sprite
+from helpers.scenes.compositor import Sprite, cropped
 
 LATER_SHARE = 0.6  # of what the course's training draws of a class: sprites that the checkpoint has not seen
 SIDE = 192  # pixels of the rasterised 72 x 72 drawing; scenes only ever make it smaller
@@ -71,9 +71,7 @@ def rasterize(svg: str) -> np.ndarray:
     # resvg reads system fonts by default, which is slow and differs between machines
     png = resvg_py.svg_to_bytes(svg_string=svg, width=SIDE, height=SIDE, skip_system_fonts=True)
     bgra = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_UNCHANGED)
-    rows, columns = np.nonzero(bgra[..., 3] > 127)
-    crop = bgra[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
-    return np.ascontiguousarray(crop[..., [2, 1, 0, 3]])
+    return cv2.cvtColor(cropped(bgra), cv2.COLOR_BGRA2RGBA)
 
 
 def variants(base: str, name: str) -> tuple[tuple[str, int], ...]:

@@ -55,9 +55,7 @@ def telling_photo(index: CocoIndex) -> int:
 
 
 @torch.inference_mode()
-def query_attention(
-    detector: Detector, index: CocoIndex, i: int, n: int = 3
-) -> tuple[np.ndarray, list[QueryAttention]]:
+def query_attention(detector: Detector, index: CocoIndex, i: int, n=3) -> tuple[np.ndarray, list[QueryAttention]]:
     """Photo ``i`` (uint8 [H, W, 3]), and its ``n`` most confident queries that are about different places.
 
     Raises UserError when the photo cannot be read, or when the model attends in a way that is not known here.
@@ -81,34 +79,22 @@ def query_attention(
         where, weights, grid = _deformable(layers, sampled.grids)
     else:
         where, weights, grid = _dense(layers, batch["pixel_values"].shape[2:])
-    chosen = [
-        QueryAttention(
-            boxes_xyxy[q].numpy(),
-            int(scores[q].argmax()),
-            float(scores[q].max()),
-            np.stack([points[q] for points in where]),
-            np.stack([w[q] for w in weights]),
-            grid,
-        )
-        for q in _apart(boxes_xyxy, scores.amax(1), n)
-    ]
+    chosen = []
+    for q in _apart(boxes_xyxy, scores.amax(1), n):
+        looked = (np.stack([layer[q] for layer in layers]) for layers in (where, weights))
+        found = boxes_xyxy[q].numpy(), int(scores[q].argmax()), float(scores[q].max())
+        chosen.append(QueryAttention(*found, *looked, grid))
     return read_image(index.path(i), *map(int, sample["orig_size"])), chosen
 
 
 def attention_table(queries: list[QueryAttention], classes: tuple[str, ...]) -> pd.DataFrame:
     """How much of the attention falls into the predicted box, and how much of the photo that box is, as fractions."""
-    return pd.DataFrame(
-        [
-            {
-                "query": classes[q.label],
-                "score": q.score,
-                "first layer, in the box": q.inside()[0],
-                "last layer, in the box": q.inside()[1],
-                "box, of the photo": float(np.prod(np.clip(q.box_xyxy[2:], 0, 1) - np.clip(q.box_xyxy[:2], 0, 1))),
-            }
-            for q in queries
-        ]
-    )
+    rows = []
+    for query in queries:
+        x0, y0, x1, y1 = np.clip(query.box_xyxy, 0, 1)
+        rows.append((classes[query.label], query.score, *query.inside(), float((x1 - x0) * (y1 - y0))))
+    columns = ["query", "score", "first layer, in the box", "last layer, in the box", "box, of the photo"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def _apart(boxes_xyxy: torch.Tensor, scores: torch.Tensor, n: int) -> list[int]:
@@ -148,9 +134,7 @@ def _deformable(layers: list[torch.Tensor], grids: list[torch.Tensor]) -> tuple[
 
 
 class _SampledPoints(TorchFunctionMode):
-    """Keeps the positions of every ``grid_sample``: deformable attention reads its maps with it and does not return
-    them.
-    """
+    """Keeps the positions of every ``grid_sample``, with which deformable attention reads its maps."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -6,7 +6,6 @@ A folder that replaces another one takes two renames; :func:`recover` mends what
 
 from __future__ import annotations
 
-import hashlib
 import os
 import random
 import re
@@ -20,7 +19,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from helpers.files import UserError, write_json
+from helpers.files import UserError, sha256, write_json
 
 KEEP = 2  # resumable checkpoint_epoch_N folders that stay
 
@@ -32,24 +31,21 @@ def write_folder(folder: Path, fill) -> Path:
     try:
         fill(temporary)
         files = sorted(path for path in temporary.rglob("*") if path.is_file())
-        write_json(temporary / "checksums.json", {path.name: _sha256(path) for path in files})
+        write_json(temporary / "checksums.json", {path.name: sha256(path) for path in files})
         for path in files:
             _sync(path)  # else a machine that loses its power has the new name and no content
+        old = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.old")
         if folder.exists():
-            old = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.old")
             os.rename(folder, old)
-            os.rename(temporary, folder)
-            shutil.rmtree(old)
-        else:
-            os.rename(temporary, folder)
+        os.rename(temporary, folder)
+        shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return folder
 
 
 def recover(run_dir: Path) -> None:
-    """Put back a folder that a kill between the two renames of :func:`write_folder` left without its name, and clear
-    away leftovers.
+    """Put back a folder that a kill between the renames of :func:`write_folder` left without its name; clear leftovers.
 
     The new folder is taken when it is whole, else the old one. To be called by the only process that writes there.
     """
@@ -64,9 +60,7 @@ def recover(run_dir: Path) -> None:
 
 
 def copy_folder(source: Path, folder: Path, with_state: bool) -> Path:
-    """``source`` under another name, as hard links where the file system allows it; with or without the trainer's
-    state.
-    """
+    """``source`` under another name, as hard links where that can be; with or without the trainer's state."""
 
     def fill(target: Path) -> None:
         for path in sorted(source.iterdir()):
@@ -88,7 +82,7 @@ def damage(folder: Path) -> str | None:
     for name, checksum in expected.items():
         if not (folder / name).is_file():
             return f"{name} is missing"
-        if _sha256(folder / name) != checksum:
+        if sha256(folder / name) != checksum:
             return f"{name} is damaged"
     return None
 
@@ -98,15 +92,8 @@ def _sync(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def save_state(folder: Path, model, optimizer, scaler, progress: dict) -> None:
-    """The trainer's state: ``progress`` and other plain numbers as JSON, tensors (raw weights, moments, RNG) as
-    safetensors.
-    """
+    """The trainer's state: ``progress`` and plain numbers as JSON; raw weights, moments and RNG as safetensors."""
     tensors = {f"model.{name}": tensor for name, tensor in _weights(model).items()}
     tensors["rng.torch"] = torch.get_rng_state()
     if torch.cuda.is_available():
@@ -119,26 +106,21 @@ def save_state(folder: Path, model, optimizer, scaler, progress: dict) -> None:
                 tensors[f"optimizer.{index}.{name}"] = value
             else:
                 numbers[f"{index}.{name}"] = value
-    save_file(
-        {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()},
-        folder / "trainer_state.safetensors",
-    )
-    python, legacy = random.getstate(), np.random.get_state()
-    write_json(
-        folder / "trainer_state.json",
-        {
-            **progress,
-            "optimizer_numbers": numbers,
-            "rng_python": [python[0], list(python[1]), python[2]],
-            "rng_numpy": [legacy[0], legacy[1].tolist(), *legacy[2:]],
-            "groups": [{k: v for k, v in group.items() if k != "params"} for group in state["param_groups"]],
-            "scaler": scaler.state_dict() if scaler is not None else None,
-        },
-    )
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    save_file(tensors, folder / "trainer_state.safetensors")
+    about = {
+        **progress,
+        "optimizer_numbers": numbers,
+        "rng_python": random.getstate(),
+        "rng_numpy": np.random.get_state(),
+        "groups": [{k: v for k, v in group.items() if k != "params"} for group in state["param_groups"]],
+        "scaler": scaler.state_dict() if scaler is not None else None,
+    }
+    write_json(folder / "trainer_state.json", about)
 
 
 def load_state(folder: Path, model, optimizer, scaler) -> dict:
-    """Put a saved state back; returns ``progress`` as it was given to :func:`save_state`."""
+    """Put a saved state back; returns what :func:`save_state` wrote as JSON, ``progress`` in it."""
     saved = orjson.loads((folder / "trainer_state.json").read_bytes())
     with safe_open(folder / "trainer_state.safetensors", "pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  it is no dict
@@ -147,10 +129,8 @@ def load_state(folder: Path, model, optimizer, scaler) -> dict:
             tensor.copy_(tensors[f"model.{name}"])
     state = optimizer.state_dict()
     state["state"] = {}
-    for name, value in [
-        *((n.removeprefix("optimizer."), t) for n, t in tensors.items() if n.startswith("optimizer.")),
-        *saved["optimizer_numbers"].items(),
-    ]:
+    moments = {name.removeprefix("optimizer."): t for name, t in tensors.items() if name.startswith("optimizer.")}
+    for name, value in (moments | saved["optimizer_numbers"]).items():
         index, key = name.split(".", 1)
         state["state"].setdefault(int(index), {})[key] = value
     for group, values in zip(state["param_groups"], saved["groups"], strict=True):
@@ -165,9 +145,7 @@ def load_state(folder: Path, model, optimizer, scaler) -> dict:
     random.setstate((version, tuple(numbers), gauss))
     name, key, *rest = saved["rng_numpy"]
     np.random.set_state((name, np.array(key, dtype=np.uint32), *rest))
-    return {
-        k: v for k, v in saved.items() if k not in ("optimizer_numbers", "rng_python", "rng_numpy", "groups", "scaler")
-    }
+    return saved
 
 
 def _weights(model) -> dict[str, torch.Tensor]:
@@ -202,24 +180,20 @@ def resume_from(run_dir: Path, resume: str) -> tuple[Path | None, list[str]]:
 
 def _resumable(run_dir: Path) -> list[Path]:
     """Folders with a trainer's state, newest first."""
-    found = []
-    for path in run_dir.glob("checkpoint_*/trainer_state.json"):
+
+    def newest(folder: Path) -> tuple[int, str]:
         try:
-            found.append((orjson.loads(path.read_bytes())["step"], path.parent.name, path.parent))
+            return orjson.loads((folder / "trainer_state.json").read_bytes())["step"], folder.name
         except (orjson.JSONDecodeError, KeyError, TypeError):
-            found.append((-1, path.parent.name, path.parent))
-    return [folder for _, _, folder in sorted(found, reverse=True)]
+            return -1, folder.name
+
+    return sorted((path.parent for path in run_dir.glob("checkpoint_*/trainer_state.json")), key=newest, reverse=True)
 
 
 def drop_old(run_dir: Path, epoch: int, later: bool = True) -> None:
-    """Remove all but the last ``KEEP`` checkpoint_epoch_N up to ``epoch``; ``later`` ones too: they are of a training
-    that was left.
-    """
-    found = {
-        int(match[1]): path
-        for path in run_dir.glob("checkpoint_epoch_*")
-        if (match := re.fullmatch(r"checkpoint_epoch_(\d+)", path.name))
-    }  # a copy that a student made keeps its name, and stays
+    """Remove all but the last ``KEEP`` checkpoint_epoch_N up to ``epoch``, and ``later`` ones, of a training left."""
+    named = {path.name.removeprefix("checkpoint_epoch_"): path for path in run_dir.glob("checkpoint_epoch_*")}
+    found = {int(number): path for number, path in named.items() if number.isdecimal()}  # a student's own copy stays
     stay = sorted(number for number in found if number <= epoch)[-KEEP:]
     for number, path in found.items():
         if number not in stay and (later or number < epoch):

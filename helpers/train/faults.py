@@ -24,12 +24,12 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no room, a quota, a limit on
 # PyTorch's, cuBLAS' and cuDNN's words for it; only the first of them is always a torch.OutOfMemoryError
 NO_MEMORY = r"allocate memory|out of memory|CUBLAS_STATUS_ALLOC_FAILED|CUDNN_STATUS_ALLOC_FAILED"
 
+NO_WORKER = r"DataLoader worker.*(killed|exited unexpectedly)"
+
 
 @contextlib.contextmanager
 def explained(cfg: Config) -> Iterator[None]:
-    """Turn the faults of a training that a user can mend into a UserError: a number that is none, memory, disk, a
-    data-loader worker that died.
-    """
+    """Turn the faults that a user can mend into a UserError: a number that is none, memory, disk, a dead worker."""
     try:
         yield
     except NotFinite as error:
@@ -57,9 +57,7 @@ def _not_finite(cfg: Config, error: NotFinite) -> str:
 def _sentence(cfg: Config, error: Exception) -> str | None:
     """What happened, and what to change; None for anything that is not known."""
     text = str(error)
-    if isinstance(error, (ConnectionError, EOFError)) or re.search(
-        r"DataLoader worker.*(killed|exited unexpectedly)", text
-    ):
+    if isinstance(error, (ConnectionError, EOFError)) or re.search(NO_WORKER, text):
         first = (text.splitlines() or ["it"])[0].rstrip(". ")
         return f"A data-loader worker died ({first}): lower num_workers, or free memory."
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or re.search(NO_MEMORY, text):
@@ -129,19 +127,17 @@ def save_batch(folder: Path, batch: dict, step: int) -> Path:
     for k, label in enumerate(batch["labels"]):
         tensors |= {f"labels.{k}.{name}": value for name, value in label.items()}
 
+    about = {"step": step, "image_ids": batch["image_ids"], "unreadable": batch["unreadable"]}
+
     def fill(target: Path) -> None:
         save_file({name: value.contiguous() for name, value in tensors.items()}, target / "batch.safetensors")
-        write_json(
-            target / "batch.json", {"step": step, "image_ids": batch["image_ids"], "unreadable": batch["unreadable"]}
-        )
+        write_json(target / "batch.json", about)
 
     return checkpoints.write_folder(folder, fill)
 
 
 def load_batch(folder: Path) -> dict:
-    """A batch as the collator made it, to replay a failed step: ``train_step(build(cfg), [load_batch(cfg.run_dir /
-    "failed_batch")])``.
-    """
+    """A batch as the collator made it, to replay a failed step: ``train_step(build(cfg), [load_batch(folder)])``."""
     about, tensors = orjson.loads((folder / "batch.json").read_bytes()), load_file(folder / "batch.safetensors")
     labels: list[dict] = [{} for _ in about["image_ids"]]
     for name in [name for name in tensors if name.startswith("labels.")]:

@@ -7,74 +7,54 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from helpers.pictures.charts import chart
 from helpers.pictures.colours import BLUE, GREY, ORANGE, PREDICTED, PURPLE, SKY
 
 
 def schedule(steps: np.ndarray, rates: dict[str, np.ndarray]) -> Figure:
     """Learning rates over the optimizer steps, a line per parameter group."""
-    figure = Figure(figsize=(8, 2.8), layout="constrained")
-    axis = figure.subplots()
+    figure, axis = chart(8, 2.8, xlabel="optimizer step", ylabel="learning rate", yscale="log")
     for (name, values), colour, style in zip(rates.items(), (BLUE, ORANGE, PURPLE), ("-", "--", ":")):
         axis.plot(steps, values, color=colour, linestyle=style, linewidth=2, label=name)
-    axis.set_xlabel("optimizer step")
-    axis.set_ylabel("learning rate")
-    axis.set_yscale("log")
     axis.set_ylim(max(max(v.max() for v in rates.values()) * 1e-4, 1e-9))
     axis.legend()
     return figure
 
 
-def loss_curves(losses: pd.DataFrame, epochs: pd.DataFrame | None = None) -> Figure:
-    """Every loss part over the steps (smoothed; log scale) with validation's at the ends of epochs, and AP over
-    epochs.
-    """
+def loss_curves(losses: pd.DataFrame, epochs: pd.DataFrame) -> Figure:
+    """Loss parts over the steps (smoothed; log scale), validation's at the ends of epochs, and AP over epochs."""
     figure = Figure(figsize=(10, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
     parts = [name for name in losses if name.startswith("loss")]
     window = max(1, len(losses) // 30)
-    for name, colour in zip(parts, (("#000000", BLUE, ORANGE, SKY, PURPLE, GREY))):
-        smooth = losses[name].rolling(window, min_periods=1).mean()
-        left.plot(
-            losses["step"],
-            smooth,
-            color=colour,
-            linewidth=1.6,
-            label=name.removeprefix("loss_") if name != "loss" else "total",
-        )
-        if (
-            name not in ("loss", "loss_auxiliary") and epochs is not None and f"val_{name}" in epochs
-        ):  # no denoising in validation
+    smooth = losses[parts].rolling(window, min_periods=1).mean()
+    for name, colour in zip(parts, ("black", BLUE, ORANGE, SKY, PURPLE, GREY)):
+        label = name.removeprefix("loss_") if name != "loss" else "total"
+        left.plot(losses["step"], smooth[name], color=colour, linewidth=1.6, label=label)
+        if name not in ("loss", "loss_auxiliary") and f"val_{name}" in epochs:  # no denoising in validation
             left.plot(epochs["step"], epochs[f"val_{name}"], "o", color=colour, markersize=5, markeredgecolor="white")
-    left.set_yscale("log")
-    left.set_xlabel(f"optimizer step (mean of {window}; dots: validation)")
-    left.set_ylabel("weighted loss")
+    steps = f"optimizer step (mean of {window}; dots: validation)"
+    left.set(yscale="log", xlabel=steps, ylabel="weighted loss")
     above = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "frameon": False, "fontsize": 8}  # never on a curve
     left.legend(ncols=6, columnspacing=1.2, **above)
-    if epochs is not None and len(epochs):
+    if len(epochs):
         right.plot(epochs["epoch"], epochs["mAP50"], "s--", color=ORANGE, label="AP50")
         right.plot(epochs["epoch"], epochs["mAP"], "o-", color=BLUE, label="AP")
         right.set_ylim(0, min(1, max(0.05, epochs["mAP50"].max() * 1.15)))
         right.xaxis.get_major_locator().set_params(integer=True)
         right.legend(ncols=2, **above)
-    right.set_xlabel("epoch")
-    right.set_ylabel("validation average precision")
+    right.set(xlabel="epoch", ylabel="validation average precision")
     return figure
 
 
 def step_breakdown(breakdown: pd.DataFrame) -> Figure:
     """Milliseconds of a training step by named range, from :mod:`helpers.train.profiling`."""
-    figure = Figure(figsize=(8, 0.42 * len(breakdown) + 0.9), layout="constrained")
-    axis = figure.subplots()
+    figure, axis = chart(8, 0.42 * len(breakdown) + 0.9, xlabel="milliseconds per step")
     bars = axis.barh(breakdown["range"], breakdown["ms"], color=BLUE)
-    axis.bar_label(
-        bars,
-        [f"{ms:.0f} ms, {share:.0%}" for ms, share in zip(breakdown["ms"], breakdown["share"])],
-        fontsize=8,
-        padding=3,
-    )
+    words = [f"{ms:.0f} ms, {share:.0%}" for ms, share in zip(breakdown["ms"], breakdown["share"])]
+    axis.bar_label(bars, words, fontsize=8, padding=3)
     axis.invert_yaxis()
     axis.margins(x=0.18)
-    axis.set_xlabel("milliseconds per step")
     return figure
 
 
@@ -85,29 +65,23 @@ def attention(image: np.ndarray, queries: list, classes: tuple[str, ...]) -> Fig
     Bright is much attention: a map over the whole photo, or dots where the model reads single points.
     """
     height, width = image.shape[:2]
+    whole = {"extent": (0, width, height, 0)}
     columns = max(1, len(queries))
     figure = Figure(figsize=(3.4 * columns, 6.5 * height / width + 0.4), layout="constrained")
     axes = figure.subplots(2, columns, squeeze=False)
     dim = 30 + image.mean(axis=2) * 0.6  # grey and dark, so that the marks are seen
     for k, query in enumerate(queries):
         for layer, axis in enumerate(axes[:, k]):
-            axis.imshow(dim, cmap="gray", vmin=0, vmax=255, extent=(0, width, height, 0))
+            axis.imshow(dim, cmap="gray", vmin=0, vmax=255, **whole)
             strength = query.weights[layer] / max(query.weights[layer].max(), 1e-12)
             if query.grid:
                 heat = strength.reshape(query.grid)
-                axis.imshow(
-                    heat,
-                    cmap="inferno",
-                    alpha=np.sqrt(heat) * 0.75,
-                    extent=(0, width, height, 0),
-                    interpolation="nearest",
-                )
+                axis.imshow(heat, cmap="inferno", alpha=np.sqrt(heat) * 0.75, interpolation="nearest", **whole)
             else:
                 rising = strength.argsort()  # the strongest on top
                 x, y = (query.points[layer][rising] * (width, height)).T
-                axis.scatter(
-                    x, y, s=4 + 70 * strength[rising], c=strength[rising], cmap="plasma", vmin=0, vmax=1, linewidths=0
-                )
+                strength = strength[rising]
+                axis.scatter(x, y, s=4 + 70 * strength, c=strength, cmap="plasma", vmin=0, vmax=1, linewidths=0)
             _predicted(axis, query.box_xyxy * (width, height, width, height))
             axis.set(xlim=(0, width), ylim=(height, 0), xticks=[], yticks=[])
         axes[0, k].set_title(f"{classes[query.label]} {query.score:.2f}", fontsize=10, parse_math=False)

@@ -22,34 +22,31 @@ from helpers.train.figures import step_breakdown
 from helpers.train.training import build
 
 ACTIVE = 3  # steps recorded; more make traces of gigabytes
-RANGES = ("data", "forward", "loss and matcher", "backward", "optimizer")
+ADVICE = {  # for each named range
+    "data": "more workers (num_workers) or smaller photos (image_size)",
+    "forward": "half precision, a smaller image_size or more frozen stages",
+    "loss and matcher": "fewer queries or decoder layers",
+    "backward": "half precision or more frozen stages (freeze_stages)",
+    "optimizer": "a larger batch, or grad_accumulation,",
+}
 
 
 @dataclass(frozen=True)
 class Profile:
-    """``breakdown``: range, ms per step, share.
+    """Where the recorded steps' time went."""
 
-    ``operators``: the ten that take most. ``photos_per_s`` while recording.
-    """
-
-    breakdown: pd.DataFrame
-    operators: pd.DataFrame
-    photos_per_s: float
+    breakdown: pd.DataFrame  # range, ms per step, share
+    operators: pd.DataFrame  # the ten that take most
+    photos_per_s: float  # while recording
     folder: Path
 
     def sentence(self) -> str:
         """What the bottleneck is, and what could be done about it."""
         top = self.breakdown.loc[self.breakdown["ms"].idxmax()]
-        advice = {
-            "data": "more workers (num_workers) or smaller photos (image_size) would help",
-            "forward": "half precision, a smaller image_size or more frozen stages would help",
-            "loss and matcher": "fewer queries or decoder layers would help",
-            "backward": "half precision or more frozen stages (freeze_stages) would help",
-            "optimizer": "a larger batch, or grad_accumulation, would help",
-        }
+        advice = f"{ADVICE[top['range']]} would help" if top["range"] in ADVICE else "look at the trace"
         return (
             f"The bottleneck is {top['range']}: {top['ms']:.0f} of {self.breakdown['ms'].sum():.0f} ms a step "
-            f"({top['share']:.0%}); {advice.get(top['range'], 'look at the trace')}."
+            f"({top['share']:.0%}); {advice}."
         )
 
 
@@ -86,10 +83,8 @@ def profile_steps(cfg: Config, paste: Callable | None = None) -> Profile:
 
 
 def _breakdown(averages, step_ms: float) -> pd.DataFrame:
-    """Milliseconds per step of each named range; the loss is computed inside of the model's forward pass, and taken
-    out of it.
-    """
-    ms = dict.fromkeys(RANGES, 0.0)
+    """Milliseconds per step of each named range; the loss, computed inside of the forward pass, is taken out of it."""
+    ms = dict.fromkeys(ADVICE, 0.0)
     for event in averages:
         if event.key in ms and event.device_type == DeviceType.CPU:  # a GPU has its own row of the same name
             ms[event.key] += event.cpu_time_total / 1e3 / ACTIVE
@@ -106,14 +101,10 @@ def _operators(averages) -> pd.DataFrame:
     them: none of these is a row, so each kernel counts once.
     """
     on_gpu = any(event.device_type != DeviceType.CPU for event in averages)
-    rows = [
-        {
-            "operator": e.key,
-            "self_ms": (e.self_device_time_total if on_gpu else e.self_cpu_time_total) / 1e3 / ACTIVE,
-            "calls": e.count // ACTIVE,
-        }
-        for e in averages
-        if e.device_type == DeviceType.CPU and e.key not in RANGES and not e.key.startswith("ProfilerStep")
-    ]
-    table = pd.DataFrame(rows).query("self_ms > 0")
+    rows = []
+    for event in averages:
+        if event.device_type == DeviceType.CPU and event.key not in ADVICE and not event.key.startswith("ProfilerStep"):
+            microseconds = event.self_device_time_total if on_gpu else event.self_cpu_time_total
+            rows.append((event.key, microseconds / 1e3 / ACTIVE, event.count // ACTIVE))
+    table = pd.DataFrame(rows, columns=["operator", "self_ms", "calls"]).query("self_ms > 0")
     return table.sort_values("self_ms", ascending=False).head(10).reset_index(drop=True)

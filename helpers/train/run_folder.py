@@ -1,6 +1,4 @@
-"""The folder of a run: trained into by one process at a time, gone on with, or made anew, and never over another
-run.
-"""
+"""The folder of a run: trained into by one process at a time, gone on with or made anew, never over another run."""
 
 from __future__ import annotations
 
@@ -77,9 +75,9 @@ def changed_settings(cfg: Config, folder: Path) -> list[str]:
     taken = [f"{name}={now[name]} (was {before[name]})" for name in TAKEN if name in changed]
     kept = [changed[name] for name in KEPT if name in changed]
     sentences = [f"From here on with {', '.join(taken)}: not the run that it would have been."] if taken else []
-    return sentences + (
-        [f"The checkpoint's own {', '.join(kept)} stay, a resumed run does not change them."] if kept else []
-    )
+    if kept:
+        sentences.append(f"The checkpoint's own {', '.join(kept)} stay, a resumed run does not change them.")
+    return sentences
 
 
 def empty(cfg: Config) -> None:

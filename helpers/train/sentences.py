@@ -37,40 +37,30 @@ class LiveCurves:
 
 
 def observations(losses: pd.DataFrame, epochs: pd.DataFrame) -> list[str]:
-    """Sentences computed from the log: which part fell most, where the loss flattens, the gap to validation, the best
-    epoch.
-    """
-    parts = [name for name in losses if name.startswith("loss_")]
+    """What the log says: which part fell most, where the loss flattens, the gap to validation, the best epoch."""
+    parts = losses.filter(regex="^loss(_|$)")
     tenth = max(1, len(losses) // 10)
-    first, last = losses[["loss", *parts]].head(tenth).mean(), losses[["loss", *parts]].tail(tenth).mean()
+    first, last = parts.head(tenth).mean(), parts.tail(tenth).mean()
     fell = (1 - last / first.where(first > 0)).dropna()
+    falling = fell.drop("loss").sort_values()
     sentences = [
         f"The total loss went from {first['loss']:.2f} (mean of the first {tenth} steps) to {last['loss']:.2f} (the "
-        f"last {tenth}), {_change(fell['loss'])}."
-    ]
-    falling = fell.drop("loss").sort_values()
-    sentences.append(
+        f"last {tenth}), {_change(fell['loss'])}.",
         f"Of its parts, {falling.index[-1]} changed most ({_change(falling.iloc[-1])}) and {falling.index[0]} least "
-        f"({_change(falling.iloc[0])})."
-    )
-    sentences.append(_where_it_flattens(losses["loss"].to_numpy()))
+        f"({_change(falling.iloc[0])}).",
+        _where_it_flattens(losses["loss"].to_numpy()),
+    ]
     if len(epochs):
-        row = epochs.iloc[-1]
-        gap = row["val_loss_bbox"] / row["train_loss_bbox"] - 1
-        verdict = (
-            "the model fits the training photos better than new ones"
-            if gap > 0.15
-            else "there is no sign of over-fitting in it"
-        )
-        sentences.append(
+        row, best = epochs.iloc[-1], epochs.loc[epochs["mAP"].idxmax()]
+        gap, verdict = row["val_loss_bbox"] / row["train_loss_bbox"] - 1, "there is no sign of over-fitting in it"
+        if gap > 0.15:
+            verdict = "the model fits the training photos better than new ones"
+        sentences += [
             f"After the last epoch the box loss (L1) is {row['train_loss_bbox']:.3f} in training, augmented, and "
-            f"{row['val_loss_bbox']:.3f} in validation ({gap:+.0%}): {verdict}."
-        )
-        best = epochs.loc[epochs["mAP"].idxmax()]
-        sentences.append(
+            f"{row['val_loss_bbox']:.3f} in validation ({gap:+.0%}): {verdict}.",
             f"Validation AP was best after epoch {best['epoch']:.0f} of {len(epochs)}: {best['mAP']:.3f} (AP50 "
-            f"{best['mAP50']:.3f})."
-        )
+            f"{best['mAP50']:.3f}).",
+        ]
     return sentences
 
 
@@ -88,8 +78,6 @@ def _where_it_flattens(loss: np.ndarray) -> str:
         return "The loss does not fall: lower the learning rate, or look at the data again."
     reached = int(np.argmax(smooth <= smooth[0] - 0.9 * (smooth[0] - smooth.min()))) + window
     if reached > 0.9 * len(loss):
-        return (
-            f"The loss was still falling near the end: nine tenths of its fall are reached at step {reached} of "
-            f"{len(loss)} only."
-        )
+        late = f"nine tenths of its fall are reached at step {reached} of {len(loss)} only"
+        return f"The loss was still falling near the end: {late}."
     return f"Nine tenths of the fall are behind after step {reached} of {len(loss)}; from there the curve is flat."

@@ -34,6 +34,7 @@ from helpers.train.faults import StopRequests, explained
 
 FLUSH_EVERY = 20  # steps between reads of the losses from the device
 PROGRESS = ("epoch", "batch", "step", "seconds")  # of a run, kept with every checkpoint
+BAR = {"mininterval": 1.0, "ncols": 100}
 
 
 def build(cfg: Config, paste: Callable | None = None) -> Run:
@@ -110,23 +111,15 @@ def train(cfg: Config, on_flush: Callable[[Run], None] | None = None, paste: Cal
 
 
 class _Log:
-    """An epoch's steps on a progress bar. Their losses are read from the device every ``FLUSH_EVERY`` steps, all at
-    once, into ``run.losses`` and TensorBoard.
-    """
+    """An epoch's steps on a progress bar; every ``FLUSH_EVERY`` their losses go to ``run.losses`` and TensorBoard."""
 
     def __init__(self, run: Run, board, on_flush: Callable[[Run], None] | None):
         self.run, self.board, self.on_flush, self.waiting = run, board, on_flush, []
 
     def __enter__(self) -> _Log:
-        run = self.run
-        self.bar = tqdm(
-            total=run.steps_per_epoch,
-            initial=run.batch // run.cfg.grad_accumulation,
-            desc=f"epoch {run.epoch + 1}/{run.cfg.epochs}",
-            unit="step",
-            mininterval=1.0,
-            ncols=100,
-        )
+        run, epoch = self.run, f"epoch {self.run.epoch + 1}/{self.run.cfg.epochs}"
+        done = run.batch // run.cfg.grad_accumulation
+        self.bar = tqdm(total=run.steps_per_epoch, initial=done, desc=epoch, unit="step", **BAR)
         return self
 
     def __exit__(self, kind, *_) -> None:
@@ -162,24 +155,20 @@ def _finish_epoch(run: Run, stop: StopRequests, board) -> None:
     """Validate, log and save, unless asked to stop. The log is written with the checkpoint, so the two always agree."""
     cfg, epoch, detector = run.cfg, run.epoch + 1, run.detector
     loader = eval_loader(run.val, detector.preprocess, cfg.batch_size, cfg.num_workers)
-    loader = tqdm(
-        stop.until(loader), total=len(loader), desc="validation", unit="batch", mininterval=1.0, ncols=100, leave=False
-    )
+    loader = tqdm(stop.until(loader), total=len(loader), desc="validation", unit="batch", leave=False, **BAR)
     how = {"device": run.accelerator.device, "autocast": autocast(cfg.precision), "with_loss": True}
     categories = run.val.category_ids
     detections, parts = predict(run.eval_model, detector.processor, detector.preprocess, loader, categories, **how)
     if stop.asked:
         return
-    row = {"epoch": epoch, "step": run.step}
     trained = pd.DataFrame([r for r in run.losses if r["epoch"] == epoch]).filter(like="loss").mean()
-    row |= trained.add_prefix("train_").to_dict()
+    row = trained.add_prefix("train_").to_dict() | {f"val_{name}": value for name, value in parts.items()}
     stats = coco_metrics(ground_truth(run.val), detections)["stats"]
-    row |= {f"val_{name}": value for name, value in parts.items()} | {"mAP": stats["mAP"], "mAP50": stats["mAP50"]}
-    row |= {"seconds": run.seconds, "photos_per_s": len(run.train) / run.seconds, "peak_MB": peak_megabytes()}
-    run.epochs.append(row)
+    row |= {"mAP": stats["mAP"], "mAP50": stats["mAP50"], "seconds": run.seconds}
+    row |= {"photos_per_s": len(run.train) / run.seconds, "peak_MB": peak_megabytes()}
+    run.epochs.append({"epoch": epoch, "step": run.step, **row})
     for name, value in row.items():
-        if name not in ("epoch", "step"):
-            board.add_scalar(f"epoch/{name}", value, run.step)
+        board.add_scalar(f"epoch/{name}", value, run.step)
     run.epoch, run.batch, run.seconds = epoch, 0, 0.0
     _publish(run, save_checkpoint(run, board, cfg.run_dir / f"checkpoint_epoch_{epoch}"))
     checkpoints.drop_old(cfg.run_dir, epoch)
@@ -187,7 +176,6 @@ def _finish_epoch(run: Run, stop: StopRequests, board) -> None:
 
 def save_checkpoint(run: Run, board, folder: Path) -> Path:
     """A Hugging Face folder with the trainer's state in it, and the logs up to here."""
-
     progress = {name: getattr(run, name) for name in PROGRESS}
     progress["averaged"] = run.averaged.count if run.averaged is not None else 0
 

@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from PIL import Image
 
-from helpers.boxes import xywh_to_xyxy
+from helpers.boxes import intersection, xywh_to_xyxy
 from helpers.error_analysis.tide import BOX
 from helpers.index import CocoIndex
 from helpers.pictures.draw import Box, jpeg, show, visible_boxes
@@ -20,9 +20,9 @@ def in_words(row: dict) -> str:
     texts = {
         "classification": "predicted {score}, annotated {truth} (IoU {iou:.2f})",
         "localization": "{score} lies badly: IoU {iou:.2f} with the {truth}",
-        "both": "{score}: wrong class and place, IoU {iou:.2f} with a {truth}",
+        "both": "{score} fits no annotated one; it overlaps a {truth}, IoU {iou:.2f}",
         "duplicate": "{score} again: this {truth} has a more confident one",
-        "background": "{score} where nothing is annotated",
+        "background": "{score} fits no annotation",
         "missed": "{truth} not found",
     }
     iou = np.floor(100 * row["iou"]) / 100  # 0.497 is not to read as 0.50, which would be no localization error
@@ -35,13 +35,14 @@ def error_jpeg(index: CocoIndex, row: dict, size: int = 520) -> bytes:
 
 
 def error_crop(index: CocoIndex, row: dict, size: int = 520) -> Image.Image:
-    """The photo around an error, longest side ``size`` pixels; annotations that are not meant have thin boxes."""
+    """The photo around an error, longest side ``size`` pixels; annotations that are not meant have thin boxes, crowd
+    regions with their names.
+    """
     i = position(index, row["image_id"])
     line = max(round(size / 130), 3)
-    rows = index.rows(i, crowd=False)
+    rows = index.rows(i)
     meant = index.annotation_ids[rows] == row["annotation_id"]
-    boxes = [Box.of(bbox, "", False, 1) for bbox in index.bbox[rows[~meant]]]
-    boxes += [Box.of(index.bbox[k], index.classes[index.labels[k]], False, line) for k in rows[meant]]
+    boxes = [Box.of(index.bbox[k], index.classes[index.labels[k]], False, line) for k in rows[meant]]
     if rival := row.get("rival"):
         boxes.append(Box.of([rival[side] for side in BOX], f"first: {rival['score']:.2f}", True, line // 2))
     bbox = np.array([row[side] for side in BOX], dtype=float)
@@ -49,6 +50,9 @@ def error_crop(index: CocoIndex, row: dict, size: int = 520) -> Image.Image:
         boxes.append(Box.of(bbox, f"{row['predicted_class']} {row['score']:.2f}", True, line))
     about = xywh_to_xyxy(np.vstack([bbox, index.bbox[rows[meant]]]))
     region = _with_context(about, int(index.widths[i]), int(index.heights[i]))
+    near = rows[~meant & (intersection(index.boxes_xyxy[rows], np.array([region], dtype=float))[:, 0] > 0)]
+    name = lambda k: f"crowd of {index.classes[index.labels[k]]}" if index.iscrowd[k] else ""
+    boxes = [Box.of(index.bbox[k], name(k), False, 1) for k in near] + boxes
     return show(index, i, boxes, size, region, max(round(size / 26), 12))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pandas as pd
-from scipy.stats import chi2_contingency
+from scipy.stats import chi2_contingency, kruskal
 
 from helpers.error_analysis.tide import TYPES
 from helpers.error_analysis.traits import confused_pairs, recall_by_size
@@ -17,14 +17,16 @@ if TYPE_CHECKING:
 ADVICE = {
     "classification": "look at the confused pairs: more examples of the rarer class, and check whether their labels "
     "can be told apart",
-    "localization": "train longer or at a larger image size, and give the box losses more weight",
-    "both": "these are half-learnt objects: more training, and more examples of the classes concerned",
+    "localization": "train longer or at a larger image size, and give the box losses more weight; second boxes on an "
+    "object that is found are as duplicates",
+    "both": "look at the pictures first: often it is another thing before or behind the annotated object, and then as "
+    "for background; half-learnt objects want more training",
     "duplicate": "a detection transformer should learn not to repeat itself: more training, auxiliary losses on; else "
     "suppress overlapping boxes of a class",
-    "background": "look whether the objects are there and not annotated; if they are not, train on more photos without "
-    "the class",
+    "background": "look whether the objects are there and not annotated, or of a class that is not asked for; if they "
+    "are neither, train on more photos without the class",
     "missed": "look at the sizes of the missed objects: a larger image size for small ones, more examples for rare "
-    "classes",
+    "classes; where many have a box below the threshold, also longer training",
 }
 
 
@@ -57,13 +59,15 @@ def by_type(a: Analysis) -> str:
     counts, gain = a.counts()["at the threshold"], a.counts()["AP50 to gain"]
     if not len(a.shown):
         return f"There is no error at the threshold; {len(a.errors):,} predictions below it are false."
-    text = f"Most errors at the threshold are **{counts.idxmax()}** ({counts.max():,} of {len(a.shown):,})"
+    text = f"The most frequent type at the threshold is **{counts.idxmax()}**"
+    text += f" ({counts.max():,} of {len(a.shown):,} errors)"
     if gain.max() <= 0:
         return text + "; no single type, mended alone, would raise AP50."
-    price = f"{_points(gain.max())} of AP50"
-    if gain.idxmax() == counts.idxmax():
-        return f"{text}, and they are also what costs most: {price}."
-    return f"{text}, but what costs most is **{gain.idxmax()}**: {price}, against {_points(gain[counts.idxmax()])}."
+    dearest = gain.idxmax()
+    price = f"{_points(gain.max())} of AP50 for its {a.counts()['any score'][dearest]:,} errors of any score"
+    if dearest == counts.idxmax():
+        return f"{text}, and it is also the type that costs most: {price}."
+    return f"{text}, but what costs most is **{dearest}**: {price}, against {_points(gain[counts.idxmax()])}."
 
 
 def _false(a: Analysis) -> pd.DataFrame:
@@ -76,15 +80,21 @@ def _correct_scores(a: Analysis) -> pd.Series:
 
 
 def scores(a: Analysis) -> str:
-    """How sure the detector is when it is wrong, by type of error."""
+    """How sure the detector is when it is wrong, by type of error; types of fewer than FEW errors are left out."""
     correct, false = _correct_scores(a), _false(a)
     if not len(false):
         return "At the threshold no prediction is false."
-    median = false.groupby("type")["score"].median().sort_values(ascending=False)
+    right = f"; correct ones have {correct.median():.2f}." if len(correct) else "."
+    by_type = {name: part for name, part in false.groupby("type")["score"] if len(part) >= FEW}
+    median = pd.Series({name: part.median() for name, part in by_type.items()}).sort_values(ascending=False)
+    if len(median) < 2 or false["score"].nunique() == 1 or kruskal(*by_type.values()).pvalue >= 0.01:
+        text = f"Half of the false predictions have a score of {false['score'].median():.2f} or more{right}"
+        return text + (" No type of error is clearly more confident than another." if len(median) > 1 else "")
     first, last = ((median.index[k], median.iloc[k]) for k in (0, -1))
-    text = f"False predictions of the type **{first[0]}** are the most confident (median score {first[1]:.2f}"
-    text += f"; **{last[0]}** {last[1]:.2f})" if len(median) > 1 else ")"
-    return text + (f"; correct ones have {correct.median():.2f}." if len(correct) else ".")
+    return (
+        f"False predictions of the type **{first[0]}** are the most confident (median score {first[1]:.2f}; "
+        f"**{last[0]}** {last[1]:.2f}){right}"
+    )
 
 
 def confident(a: Analysis) -> str:
@@ -98,20 +108,31 @@ def confident(a: Analysis) -> str:
     types = sure["type"].value_counts()
     return (
         f"{len(sure):,} of {len(false):,} false predictions are more confident than half of the correct ones (score "
-        f"over {correct.median():.2f}); most of them are **{types.index[0]}** ({types.iloc[0]:,})."
+        f"over {correct.median():.2f}); the most frequent type among them is **{types.index[0]}** ({types.iloc[0]:,})."
     )
 
 
 def outcomes(a: Analysis) -> str:
-    """What stands in the way of the objects that are not found."""
+    """What stands in the way of the objects that are not found, and how many errors are about objects that are."""
     lost = a.objects.loc[a.objects["outcome"] != "found", "outcome"].value_counts()
     if not lost.sum():
         return "Every annotated object is found." if len(a.objects) else "No object is annotated."
     missed, named, placed = (_percent(lost[kind], lost.sum()) for kind in ("missed", "classification", "localization"))
-    return (
+    text = (
         f"Of the {lost.sum():,} objects that are not found, {missed} are missed, {named} have a box of another class "
         f"and {placed} a box that lies badly."
     )
+    if lost["missed"]:
+        ids = a.shown.loc[a.shown["type"] == "missed", "annotation_id"]
+        weak = a.verdicts.objects["annotation_id"].isin(ids) & (a.verdicts.objects["found_by"] >= 0)
+        share = _percent(weak.sum(), len(ids))
+        text += f" {share} of the missed have a correct box, only with a score below the threshold."
+    badly = a.shown[a.shown["type"] == "localization"]
+    if len(badly):
+        found = a.objects.loc[a.objects["outcome"] == "found", "annotation_id"]
+        again = _percent(badly["annotation_id"].isin(found).sum(), len(badly))
+        text += f" {again} of the {len(badly):,} localization errors are further boxes on objects that are found."
+    return text
 
 
 def by_trait(a: Analysis) -> str:
@@ -188,10 +209,15 @@ def candidates(a: Analysis) -> str:
     if not len(a.candidates):
         return "By this rule no annotation looks suspicious."
     parts = _join([f"{n:,} times “{question}”" for question, n in a.candidates["question"].value_counts().items()])
-    return (
+    text = (
         f"{len(a.candidates):,} of {len(a.shown):,} errors are worth a second look at the annotation: {parts}. Each "
         "is a question, not a verdict: look at the pictures."
     )
+    if (a.candidates["question"] == "not annotated?").any():
+        text += (
+            " What belongs to a class that was not asked for has no annotation here: a truck taken for a car is such."
+        )
+    return text
 
 
 def priorities(a: Analysis) -> pd.DataFrame:
@@ -225,7 +251,7 @@ def conclusions(a: Analysis) -> str:
         return "\n".join([*lines, "- There is nothing to rank. Train (03), evaluate (04), and come back."])
     correct = a.verdicts.predictions[a.verdicts.predictions["kind"] == "correct"]
     if len(correct):
-        half = f"- Half of the correct boxes have an IoU of {correct['iou'].median():.2f} or more."
+        half = f"- Half of the correct boxes of any score have an IoU of {correct['iou'].median():.2f} or more."
         lines.append(f"{half} AP50 does not see how tight boxes are; mAP does.")
     lines += [f"- {sentence(a)}" for sentence in (by_trait, small_objects, pairs, photos, candidates)]
     if abs(tide_ap50(a) - a.ap50) > 0.0005:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
+from types import SimpleNamespace
 
 import numpy as np
 import orjson
@@ -382,6 +384,65 @@ def test_sentences_say_what_the_tables_say(gt):
     assert "by **size** (large 80%, small 20%)" in sentence and "Differences by shape may be chance" in sentence
 
 
+@pytest.fixture(scope="module")
+def a_second_box_and_a_weak_one():
+    """Two cups: one found, with a more confident box that lies badly on it; one found below the threshold alone."""
+    gt = small_gt((CUP, 100, 100, 100, 100), (CUP, 250, 10, 50, 50))
+    background = [(CUP, 0.5, 10 * k, 250, 10, 10) for k in range(5)]
+    rows = [(CUP, 0.95, 150, 100, 100, 100), (CUP, 0.9, 100, 100, 100, 100), (CUP, 0.1, 250, 10, 50, 50)]
+    a = analyse(gt, found(*rows, *background))
+    assert a.threshold == 0.9 and a.shown["type"].tolist() == ["localization", "missed"]
+    return a
+
+
+def test_what_an_error_is_about_is_said(a_second_box_and_a_weak_one):
+    """Seen on real photos: "train longer" for boxes on objects that are found, and "missed" for a box with a low
+    score; and the price of a type stood beside a count of other errors."""
+    a = a_second_box_and_a_weak_one
+    text = sentences.outcomes(a)
+    assert "100% of the missed have a correct box, only with a score below the threshold." in text
+    assert "100% of the 1 localization errors are further boxes on objects that are found." in text
+    assert "what costs most is **background**" in sentences.by_type(a) and "5 errors of any score" in sentences.by_type(
+        a
+    )
+
+
+def test_most_is_only_said_of_more_than_half(gt):
+    """Seen on real photos: "most of them are background (15)" of 32."""
+    a = analyse(gt, made_up_detections(gt, seed=8))
+    assert "most frequent type" in sentences.by_type(a) and "most frequent type among them" in sentences.confident(a)
+
+
+@pytest.mark.parametrize("apart", [0.0, 0.3])
+def test_no_type_is_called_the_most_confident_by_chance(apart):
+    """Seen on real photos: medians of 0.41 to 0.43 made a ranking."""
+    random = np.random.default_rng(0)
+    rows = [
+        {"type": name, "kind": name, "score": score}
+        for name, middle in (("background", 0.4), ("both", 0.4 + apart))
+        for score in random.normal(middle, 0.05, 40)
+    ]
+    rows.append({"type": "duplicate", "kind": "duplicate", "score": 0.99})  # one alone says nothing of its type
+    shown = pd.DataFrame(rows)
+    verdicts = SimpleNamespace(shown=lambda _: pd.DataFrame([{"kind": "correct", "score": 0.6}]))
+    text = sentences.scores(SimpleNamespace(shown=shown, threshold=0.1, verdicts=verdicts))
+    assert ("**both** are the most confident" in text) == bool(apart) and "**duplicate**" not in text
+    assert ("No type of error is clearly more confident" in text) != bool(apart) and "correct ones have 0.60" in text
+
+
+def test_captions_claim_no_more_than_the_types_mean():
+    """Seen on real photos: a cup on an annotated table "where nothing is annotated", a handbag before its owner with
+    the "wrong class"; and a truck called a car counts as not annotated where only cars were asked for."""
+    gt = small_gt((CUP, 0, 0, 400, 300))
+    detections = found((BOWL, 0.9, 10, 10, 40, 40), (BOWL, 0.8, 0, 0, 200, 100))
+    background, both = error_table(gt, detections).head(2).to_dict("records")
+    assert crops.in_words(background) == "background: bowl 0.90 fits no annotation"
+    assert crops.in_words(both) == "both: bowl 0.80 fits no annotated one; it overlaps a cup, IoU 0.16"
+    a = analyse(small_gt((CUP, 0, 0, 50, 50)), found((CUP, 0.5, 0, 0, 50, 50), (CUP, 0.9, 300, 200, 50, 50)))
+    a = dataclasses.replace(a, threshold=0.5, candidates=a.errors.assign(question="not annotated?"))
+    assert "a class that was not asked for has no annotation here" in sentences.candidates(a)
+
+
 def test_class_names_are_text_wherever_they_are_shown(tmp_path):
     """A name from an annotation file that is markup, Markdown or a formula: run by the page, or an error of
     matplotlib."""
@@ -497,6 +558,24 @@ def test_crops_hold_both_boxes_wherever_they_are(tmp_path, box):
     red = (abs(pixels - ImageColor.getrgb(PREDICTED)).sum(axis=2) < 30).sum()
     assert green > 300 and red > 300
     assert Image.open(io.BytesIO(crops.error_jpeg(index, row))).width == pixels.shape[1]
+
+
+def test_crops_show_crowd_regions(tmp_path):
+    """Seen on real photos: a box in front of a shelf, and nothing said that the shelf is annotated as a crowd."""
+    index = one_photo(tmp_path)
+    row = error_table(ground_truth(index), []).iloc[0].to_dict()
+    index = dataclasses.replace(
+        index,
+        starts=np.array([0, 2]),
+        bbox=np.vstack([index.bbox, [[80, 110, 200, 60]]]),
+        labels=np.append(index.labels, index.labels[:1]),
+        iscrowd=np.array([False, True]),
+        areas=np.append(index.areas, 1.0),
+        annotation_ids=np.append(index.annotation_ids, 99),
+    )
+    with_crowd, without = (np.asarray(crops.error_crop(part, row)).astype(int) for part in (index, one_photo(tmp_path)))
+    green = [(abs(pixels - ImageColor.getrgb(TRUTH)).sum(axis=2) < 30).sum() for pixels in (with_crowd, without)]
+    assert with_crowd.shape == without.shape and green[0] > green[1] + 1000  # its label is a filled rectangle
 
 
 def test_a_photo_that_went_away_gives_a_grey_picture(tmp_path):

@@ -113,7 +113,8 @@ def most_confused(matrix: pd.DataFrame) -> tuple[str, str, int]:
 
 
 def photo_table(matches: Matches, threshold: float) -> pd.DataFrame:
-    """A row per photo with ``score >= threshold``, the best first: image_id, objects, correct, false, missed, f1.
+    """A row per photo with ``score >= threshold``, the best first: image_id, objects, correct, false, missed,
+    uncounted (in a crowd region), f1.
 
     The one ranking of photos: F1, 2 correct / (shown + objects), and 1 where nothing is there nor shown; among perfect
     photos the one with more objects is better, among others the one with more errors is worse; then by image_id.
@@ -125,6 +126,7 @@ def photo_table(matches: Matches, threshold: float) -> pd.DataFrame:
     objects = matches.truth.sum(axis=1)
     table = pd.DataFrame({"image_id": matches.image_ids, "objects": objects, "correct": correct, "false": false})
     table["missed"] = table["objects"] - table["correct"]
+    table["uncounted"] = np.bincount(matches.image[shown & matches.ignored[0]], minlength=n)
     total = 2 * correct + false + table["missed"]
     table["f1"] = np.divide(2 * correct, total, out=np.ones(n), where=total > 0)
     worth = np.where(table["f1"] == 1, objects, -(table["false"] + table["missed"]))

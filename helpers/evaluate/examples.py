@@ -51,6 +51,8 @@ def write_examples(
         write_atomic(folder / f"{kind}_{number:02d}_{image_id:012d}.jpg", jpeg)
         row = scores.loc[image_id]
         counts = f"{row['correct']:.0f} right, {row['false']:.0f} wrong, {row['missed']:.0f} missed"
+        if row["uncounted"]:
+            counts += f", {row['uncounted']:.0f} in a crowd and not counted"
         pictures.append((f"{kind}: photo {image_id}, F1 {row['f1']:.2f} ({counts})", jpeg))
     return pictures
 

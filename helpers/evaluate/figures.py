@@ -31,7 +31,7 @@ def pr_figure(start: Result, result: Result) -> Figure:
     for ax, k in zip(axes.flat, classes):
         for each, style, colour, width in ((start, "--", GREY, 1.4), (result, "-", BLUE, 2.0)):
             ax.plot(RECALLS, precision_recall(each.matches, k), style, color=colour, linewidth=width, label=each.name)
-        numbers = f"AP50 {start.per_class['AP50'][k]:.2f} to {result.per_class['AP50'][k]:.2f}"
+        numbers = f"AP50 {start.per_class['AP50'][k]:.2f} → {result.per_class['AP50'][k]:.2f}"
         numbers = numbers if counts[k] else "no ground truth"
         ax.set_title(f"{plain(result.matches.classes[k])} ({counts[k]:,})\n{numbers}", fontsize=10)
         ax.set(**UNIT)
@@ -114,7 +114,7 @@ def confusion_figure(matrix: pd.DataFrame, threshold: float) -> Figure:
     image = heat_map(ax, share, lambda i, j: f"{counts[i, j]:,}" if n <= 16 and counts[i, j] else "", aspect="equal")
     names = [plain(name) for name in matrix.index[:-1]]
     ax.set_xticks(range(n), [*names, "(missed)"], rotation=60, ha="right", rotation_mode="anchor", fontsize=10)
-    ax.set_yticks(range(n), [*names, "(background)"], fontsize=10)
+    ax.set_yticks(range(n), [*names, "(no object left)"], fontsize=10)
     ax.axhline(n - 1.5, color="black", linewidth=1)
     ax.axvline(n - 1.5, color="black", linewidth=1)
     ax.set(xlabel="predicted", ylabel="ground truth")

@@ -36,6 +36,17 @@ def boxes(name: str, detections: Sequence[dict], gt: dict) -> str:
     )
 
 
+def unequal_boxes(start: Detections, found: Detections) -> str:
+    """Why recall may seem to grow: a head of many classes spends its boxes on all of them; empty where it does not."""
+    before, after = len(Detections.of(start)), len(Detections.of(found))
+    if before >= 0.8 * after:
+        return ""
+    return (
+        f"The start gives {before / after:.0%} as many: it spends its boxes on all classes of its head, of which "
+        "only ours are kept. Part of what recall gains is that; `checkpoint=remapped` compares a head with its like."
+    )
+
+
 def agreement(reference: dict, result: Result) -> str:
     """How far the two engines are apart: ``reference`` is pycocotools' ``coco_metrics``."""
     stats, classes = reference["stats"], len(reference["per_class"])
@@ -208,7 +219,7 @@ def confusions(matrix: pd.DataFrame) -> str:
     wrong_class, missed, background = counts[:-1, :-1].sum() - right, counts[:-1, -1].sum(), counts[-1].sum()
     text = (
         f"Of {objects:,} objects {right / objects:.0%} are found with the right class, {wrong_class / objects:.0%} "
-        f"with a wrong one and {missed / objects:.0%} are missed; {background:,} boxes are on background."
+        f"with a wrong one and {missed / objects:.0%} are missed; {background:,} boxes have no object of their own."
     )
     if times:
         often = "once" if times == 1 else f"{times:,} times"

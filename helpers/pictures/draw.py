@@ -17,10 +17,14 @@ from helpers.dataset import read_image
 from helpers.index import CocoIndex
 from helpers.pictures.colours import PREDICTED, TRUTH
 
+CROWDED = 15  # labels
+
 
 @dataclass(frozen=True)
 class Box:
-    """A box of the picture; ``xyxy`` in the photo's pixels. Where ``text`` is empty it has no label."""
+    """A box of the picture; ``xyxy`` in the photo's pixels. Where ``text`` is empty it has no label. One of width 1 is
+    dotted: a crowd region.
+    """
 
     xyxy: tuple[float, float, float, float]
     text: str
@@ -46,7 +50,7 @@ def visible_boxes(
     classes: list[str] | None = None,
     errors: pd.DataFrame | None = None,
 ) -> list[Box]:
-    """Boxes of image ``i``: its ground truth (crowd regions thin), and its ``detections`` with ``score >= threshold``.
+    """Boxes of image ``i``: its ground truth (crowds dotted), and its ``detections`` with ``score >= threshold``.
 
     ``classes`` (names) keeps only these. With ``errors`` (rows of ``error_table``) the predictions are only the false
     ones, their label says why, and what was missed is drawn thick.
@@ -56,7 +60,7 @@ def visible_boxes(
     boxes = []
     for row in index.rows(i) if show_truth else ():
         name, lost = index.classes[index.labels[row]], index.annotation_ids[row] in missed
-        text = f"crowd of {name}" if index.iscrowd[row] else f"missed: {name}" if lost else name
+        text = f"crowd: {name}" if index.iscrowd[row] else f"missed: {name}" if lost else name
         if name in wanted:
             boxes.append(Box.of(index.bbox[row], text, False, 4 if lost else 1 if index.iscrowd[row] else 2))
     if errors is not None:
@@ -97,7 +101,8 @@ def paint(photo: Image.Image, boxes: list[Box], side: int, region=None, font_siz
     """``photo``, or its ``region`` (left, top, right, bottom), with ``boxes``, the longest side ``side`` pixels.
 
     Boxes end at the photo's edges. Labels stay inside and hide no other: the thick boxes' come first, then those that
-    were given last; a box whose label finds no place stays without one, as half a name helps nobody.
+    were given last; a box whose label finds no place stays without one, as half a name helps nobody. So do, where more
+    than ``CROWDED`` have one, those that are smaller than their label; and no label hides a box that is smaller.
     """
     region = region or (0, 0, *photo.size)
     image = photo.convert("RGB").resize(_size(region, side), Image.Resampling.BICUBIC, box=region)
@@ -108,11 +113,20 @@ def paint(photo: Image.Image, boxes: list[Box], side: int, region=None, font_siz
     canvas = ImageDraw.Draw(image)
     for box, at in zip(boxes, corners):
         _rectangle(canvas, at, box)
-    font, taken = font_of(font_size if len(boxes) <= 30 else min(font_size, 11)), []
+    named = sum(bool(box.text) for box in boxes)
+    font, taken = font_of(font_size if named <= 30 else min(font_size, 11)), []
     for box, at in sorted(zip(reversed(boxes), reversed(corners)), key=lambda pair: pair[0].width, reverse=True):
-        if box.text:
+        if box.text and (named <= CROWDED or not _smaller_than_label(at, box, font)):
             _label(canvas, at, box, font, image.size, taken)
+    for box, at in zip(boxes, corners):
+        if _smaller_than_label(at, box, font):
+            _rectangle(canvas, at, box)
     return image
+
+
+def _smaller_than_label(xyxy: tuple, box: Box, font) -> bool:
+    x0, y0, x1, y1 = xyxy
+    return (x1 - x0) * (y1 - y0) < (font.getlength(one_line(box.text, 36)) + 6) * (font.size + 5)
 
 
 def _size(region: tuple, side: int) -> tuple[int, int]:
@@ -142,13 +156,13 @@ def font_of(size: int) -> ImageFont.FreeTypeFont:
 
 
 def _rectangle(canvas: ImageDraw.ImageDraw, xyxy: tuple, box: Box) -> None:
-    """Solid for the truth; dashes on a thin white line for a prediction."""
-    if not box.predicted:
+    """Solid for the truth; on a thin white line dashes for a prediction and dots for a crowd region."""
+    if not box.predicted and box.width > 1:
         canvas.rectangle(xyxy, outline=box.colour, width=box.width)
         return
     x0, y0, x1, y1 = xyxy
     canvas.rectangle(xyxy, outline="white", width=1)
-    dash, step = 3 * box.width + 1, 4 * box.width + 3
+    dash, step = (3 * box.width + 1, 4 * box.width + 3) if box.predicted else (2, 6)
     for start, stop, sides, across in ((x0, x1, (y0, y1), False), (y0, y1, (x0, x1), True)):
         for at in np.arange(start, max(stop, start + 1), step):
             end = min(at + dash, stop)
@@ -168,7 +182,7 @@ def _label(canvas: ImageDraw.ImageDraw, xyxy: tuple, box: Box, font, size: tuple
     places = np.clip(places, 0, np.maximum(np.array(size) - (width + 1, height + 1), 0))
     places_xyxy = np.hstack([places, places + (width, height)])
     hidden = intersection(places_xyxy, np.array(taken).reshape(-1, 4)).sum(axis=1)
-    if hidden.min() <= 0.15 * width * height:
+    if hidden.min() <= 0.02 * width * height:
         taken.append(tuple(places_xyxy[hidden.argmin()].tolist()))
         x, y, _, _ = taken[-1]
         canvas.rectangle(taken[-1], fill=box.colour)

@@ -122,7 +122,12 @@ def headline(cfg: Config) -> dict:
     before = ours[ours["checkpoint"] == "start"].head(1).to_dict("records")
     after = (chosen if len(chosen) else trained.tail(1)).to_dict("records")
     shown = (cfg.run_name, after[0]["checkpoint"]) if after else None
-    columns, rows = [name for name in METRICS if name in table], table.to_dict("records")
+    columns = [name for name in METRICS if name in table]
+    start = (table["checkpoint"] == "start") & (table["run"] != cfg.run_name)
+    known = (
+        table[["checkpoint", *columns]].apply(tuple, axis=1).isin(ours[["checkpoint", *columns]].apply(tuple, axis=1))
+    )
+    rows = table[~(start & known)].to_dict("records")  # the same start once, however many runs begin there
     for row in rows:
         row |= {"ours": (row["run"], row["checkpoint"]) == shown, "values": [row[name] for name in columns]}
     both = {"before": before[0] if before else None, "after": after[0] if after else None}

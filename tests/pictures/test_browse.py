@@ -283,3 +283,24 @@ def test_drawing_time_is_written_down(index, detections, record_property):
     for _ in range(5):
         draw(index, 0, many, 0.0)
     record_property("milliseconds per picture with 100 boxes", 200 * (time.perf_counter() - started))
+
+
+def test_crowded_photo_keeps_its_small_objects_in_sight():
+    """Forty plates hid forty books: where labels are many, a box smaller than its own has none, and none hides it."""
+    photo = Image.new("RGB", (320, 240), "white")
+    books = [draw_module.Box((10 + 15 * k, 40, 22 + 15 * k, 60), "book") for k in range(20)]
+    large = draw_module.Box((5, 80, 300, 230), "dining table")
+    few = np.asarray(draw_module.paint(photo, [*books[:3], large], 320))
+    many = np.asarray(draw_module.paint(photo, [*books, large], 320))
+    filled = lambda picture: (picture == GREEN).all(axis=2).mean(axis=1)  # of each row of pixels
+    assert filled(few)[62:72].max() > 0.1, "three books have their names below them"
+    assert filled(many)[62:72].max() == 0, "twenty have none"
+    assert filled(many)[210:].max() > 0.1, "the table has its name"
+
+
+def test_crowd_region_is_dotted():
+    """It is no object to be found: solid would say so."""
+    photo = Image.new("RGB", (100, 100), "black")
+    painted = np.asarray(draw_module.paint(photo, [draw_module.Box((10, 10, 90, 90), "", False, 1)], 100))
+    line = (painted[8:13, 12:88] == GREEN).all(axis=2).any(axis=0)
+    assert 0.2 < line.mean() < 0.6

@@ -16,10 +16,10 @@ from PIL import Image
 from playwright.sync_api import sync_playwright
 
 from helpers.config import load_config
-from helpers.files import ROOT, notebooks
+from helpers.files import ROOT, notebooks, write_atomic
 from helpers.pictures.embed import picture
 from helpers.report import notebook_pages
-from helpers.report.front_page import build_report
+from helpers.report.front_page import build_report, headline
 from helpers.report.notebook_pages import clean, notebook_page
 
 PAGES = ("index", *(path.stem for path in notebooks()))
@@ -179,6 +179,18 @@ def test_headline_shows_the_start_checkpoint_beside_the_result(cfg, visit):
     shown = page.locator(".numbers").inner_text()
     for value in (*table["mAP"], *table["mAP50"]):
         assert f"{value:.3f}" in shown
+
+
+def test_the_same_start_stands_once(cfg, tmp_path):
+    """Ten runs from one checkpoint are ten rows of results and one start, not twenty rows."""
+    table = pd.read_csv(cfg.output_dir / "metrics.csv")
+    other = table.assign(run="other")
+    other.loc[other["checkpoint"] != "start", "mAP"] += 0.001
+    elsewhere = other[other["checkpoint"] == "start"].assign(run="elsewhere", mAP=0.123)
+    write_atomic(tmp_path / "metrics.csv", pd.concat([table, other, elsewhere]).to_csv(index=False))
+    rows = headline(cfg.with_(output_dir=tmp_path))["rows"]
+    assert [row["run"] for row in rows if row["checkpoint"] == "start"] == [cfg.run_name, "elsewhere"]
+    assert "other" in [row["run"] for row in rows]
 
 
 def test_links_lead_to_the_notebooks(cfg, visit):

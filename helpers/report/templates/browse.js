@@ -20,8 +20,8 @@
     sum + Math.max(0, Math.min(x + w, X + W) - Math.max(x, X)) * Math.max(0, Math.min(y + h, Y + H) - Math.max(y, Y)), 0);
 
   // A name on its plate: inside the photo, as large on a phone as on a screen, at the corner where it hides the least of others.
-  // Where every corner would hide another name the box stays without one.
-  const label = (photo, [x, y, w, h], kind, words, below, unit, taken) => {
+  // Where every corner would hide another name the box stays without one, and in a crowded photo where the plate is larger.
+  const label = (photo, [x, y, w, h], kind, words, below, unit, taken, crowded) => {
     const size = 12 * unit, tall = size * 1.3;
     const text = make("text", {"font-size": size, class: "name"}, words);
     svg.append(text);
@@ -30,7 +30,7 @@
     if (below) tops.reverse();
     const places = tops.flatMap(top => lefts.map(left => [Math.max(0, Math.min(left, photo.width - wide)), Math.max(0, Math.min(top, photo.height - tall)), wide, tall]));
     const best = places.reduce((a, b) => covered(b, taken) < covered(a, taken) ? b : a);
-    if (covered(best, taken) > 0.15 * wide * tall) { text.remove(); return; }
+    if (covered(best, taken) > 0.02 * wide * tall || (crowded && w * h < wide * tall)) { text.remove(); return; }
     taken.push(best);
     text.setAttribute("x", best[0] + size * 0.25);
     text.setAttribute("y", best[1] + size);
@@ -46,14 +46,15 @@
     const unit = 1 / Math.min(area.width / photo.width, area.height / photo.height);
     const real = truth.checked ? photo.truth.filter(keep) : [];
     const guesses = photo.predicted.filter(row => keep(row) && row[5] >= least).reverse();  // the most certain on top
-    const taken = [];
+    const taken = [], crowded = real.length + guesses.length > 15;
     for (const row of real) outline(row, row[5] ? "truth crowd" : "truth");
     for (const row of guesses) outline(row, "predicted");
-    for (const row of guesses.slice().reverse()) label(photo, row, "predicted", `${data.classes[row[4]]} ${row[5].toFixed(2)}`, false, unit, taken);
-    for (const row of real) label(photo, row, "truth", data.classes[row[4]], true, unit, taken);
+    for (const row of guesses.slice().reverse()) label(photo, row, "predicted", `${data.classes[row[4]]} ${row[5].toFixed(2)}`, false, unit, taken, crowded);
+    for (const row of real) label(photo, row, "truth", (row[5] ? "crowd: " : "") + data.classes[row[4]], true, unit, taken, crowded);
     find("threshold-value").textContent = least.toFixed(2);
     find("photo-number").textContent = `${Number(slider.value) + 1} of ${data.photos.length}`;
-    find("shown").textContent = `${photo.name}: ${guesses.length} predicted` + (truth.checked ? `, ${real.length} in the ground truth` : "") + `. ${photo.why}`;
+    find("shown").textContent = `${photo.name}: ${guesses.length} predicted` + (truth.checked ? `, ${real.filter(row => !row[5]).length} in the ground truth` : "") +
+      (real.some(row => row[5]) ? " and a crowd region" : "") + `. ${photo.why}`;
   };
 
   data.classes.forEach((name, number) => {

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_flatten
 
 from helpers.dataset import read_image
 from helpers.files import UserError
-from helpers.model import Detector
+from helpers.model import Detector, backbone_of
 from helpers.synthetic_data.copy_paste import CopyPaste
 from helpers.synthetic_data.offline import background, make_synthetic
 
@@ -98,14 +98,14 @@ class _Seen(Exception):
 @torch.inference_mode()
 def features(detector: Detector, image: np.ndarray) -> np.ndarray:
     """[F] of a photo uint8 [H, W, 3]: mean and spread of each channel of the backbone's feature maps."""
-    name = min((name for name, _ in detector.model.named_modules() if name.endswith("backbone")), key=len)
+    backbone = backbone_of(detector.model) or detector.model.base_model  # YOLOS: its whole transformer
     found, boxes = [], np.zeros((0, 4), np.float32)
 
     def stop(module, inputs, output) -> None:  # what comes behind the backbone is not needed
         found.append(output)
         raise _Seen
 
-    handle = detector.model.get_submodule(name).register_forward_hook(stop)
+    handle = backbone.register_forward_hook(stop)
     image, boxes = detector.preprocess.resize(image, boxes)
     sample = {"image": image, "boxes_xyxy": boxes, "class_labels": np.zeros(0, np.int64), "image_id": 0}
     batch = detector.preprocess.collate([{**sample, "orig_size": image.shape[:2]}])  # alone: no padding in the means
@@ -117,5 +117,6 @@ def features(detector: Detector, image: np.ndarray) -> np.ndarray:
         pass
     finally:
         handle.remove()
-    maps = [leaf[0].flatten(1).float() for leaf in tree_flatten(found)[0] if torch.is_tensor(leaf) and leaf.ndim == 4]
+    leaves = [leaf[0].float() for leaf in tree_flatten(found)[0] if torch.is_tensor(leaf)]
+    maps = [leaf.flatten(1) for leaf in leaves if leaf.ndim == 3] or [leaf.T for leaf in leaves if leaf.ndim == 2]
     return torch.cat([m.mean(1) for m in maps] + [m.std(1) for m in maps]).cpu().numpy()

@@ -50,7 +50,10 @@ class Detector:
         config, switch = self.model.config, getattr(self.model.config, "auxiliary_loss", None)
         if switch is not None:
             config.auxiliary_loss = type(config)().auxiliary_loss
-        self.model.save_pretrained(folder)
+        tensors = None
+        if getattr(config, "share_bbox_head", False):  # transformers 5.23 would leave out the name that it reads again
+            tensors = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
+        self.model.save_pretrained(folder, state_dict=tensors)
         if switch is not None:
             config.auxiliary_loss = switch
         self.processor.save_pretrained(folder)

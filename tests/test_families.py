@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from families import CANNOT, CLASSES, FAMILIES, can, collated, detector, inputs, photos, same, settings
+from families import CANNOT, CLASSES, FAMILIES, can, collated, detector, inputs, make, photos, same, settings
 from PIL import Image
 from tiny import SOURCE_CLASSES
 from torch.nn.functional import pad
@@ -182,6 +182,22 @@ def test_saved_folder_gives_the_same_boxes_in_a_pipeline(loaded, tmp_path):
             assert (
                 np.abs(np.array([x, y, x + width, y + height]) - list(each["box"].values())).max() < 2
             )  # whole pixels
+
+
+def test_shared_box_head_is_saved(tmp_path):
+    """DEIMv2's: the library saves it under a name that it does not read again, and starts with a random one."""
+    found = detector(make("DEIMv2", tmp_path / "start", share_bbox_head=True))
+    with torch.no_grad():
+        for parameter in found.model.bbox_embed.parameters():
+            parameter.fill_(0.1)
+    found.save(tmp_path / "ours")
+    found.model.save_pretrained(tmp_path / "theirs")
+    heads = [
+        transformers.AutoModelForObjectDetection.from_pretrained(tmp_path / name).bbox_embed.state_dict()
+        for name in ("ours", "theirs")
+    ]
+    assert all((tensor == 0.1).all() for tensor in heads[0].values())
+    assert not all((tensor == 0.1).all() for tensor in heads[1].values()), "mended upstream"
 
 
 def test_parts_of_the_model_are_found(family, loaded, folder):

@@ -118,11 +118,13 @@ def can(what: str, family: str) -> bool:
     return family not in CANNOT[what]
 
 
-def make(family: str, folder: Path) -> Path:
+def make(family: str, folder: Path, **changes) -> Path:
     """Write the family's detector into ``folder``: norms and their statistics of a trained one, its own processor."""
     config, processor, size = FAMILIES[family]
     torch.manual_seed(0)
     config = config()
+    for name, value in changes.items():
+        setattr(config, name, value)
     config.id2label = dict(enumerate(SOURCE_CLASSES))
     config.label2id = {name: k for k, name in enumerate(SOURCE_CLASSES)}
     model = perturbed(AutoModelForObjectDetection.from_config(config))

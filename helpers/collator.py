@@ -200,13 +200,20 @@ def _antialias(processor, interpolation: InterpolationMode) -> bool:
     raise UserError("The checkpoint's image processor resizes photos in a way that this project does not know.")
 
 
-def side_multiple(config) -> int:
-    """What the sides of a photo must be a multiple of, in pixels; 1 where any will do.
+def sides(config) -> tuple[int, int]:
+    """What the sides of a photo must be a multiple of, and how long they must be at least, in pixels; (1, 1) where any
+    will do.
 
     A backbone of patches (LW-DETR, RF-DETR, YOLOS) cuts the photo into them, and some of these into windows; RT-DETR
-    and its kin lay a coarse feature map over one of half its stride.
+    and its kin lay a coarse feature map over one of half its stride. What takes its queries from the cells of its maps
+    needs as many cells.
     """
     backbone = getattr(config, "backbone_config", None) or config
     windows = getattr(backbone, "num_windows_side", None) or getattr(backbone, "num_windows", 1)  # along a side
-    patch = np.ravel(getattr(backbone, "patch_size", 1)).tolist()
-    return math.lcm(*(side * windows for side in patch), *getattr(config, "feat_strides", ()))
+    patch, strides = int(np.max(getattr(backbone, "patch_size", 1))), getattr(config, "feat_strides", None) or ()
+    step = least = math.lcm(patch * windows, *strides)
+    if hasattr(config, "group_detr"):  # LW-DETR and RF-DETR
+        strides = [patch / scale for scale in getattr(config, "projector_scale_factors", None) or (1,)]
+    while strides and sum((least // stride) ** 2 for stride in strides) < config.num_queries:
+        least += step
+    return step, least

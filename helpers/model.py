@@ -13,7 +13,7 @@ import transformers
 from torch import nn
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForObjectDetection
 
-from helpers.collator import Preprocess, read_processor, side_multiple
+from helpers.collator import Preprocess, read_processor, sides
 from helpers.config import Config
 from helpers.files import ROOT, UserError
 from helpers.index import CocoIndex
@@ -122,15 +122,15 @@ def load_processor(where: str, image_size: int):
     """
     with _said_plainly(where):
         processor = AutoImageProcessor.from_pretrained(where, trust_remote_code=False)
-        multiple = side_multiple(AutoConfig.from_pretrained(where, trust_remote_code=False))
-        if processor.size.get("height") or multiple > 1:
+        step, least = sides(AutoConfig.from_pretrained(where, trust_remote_code=False))
+        if processor.size.get("height") or step > 1:
             size = {"height": image_size, "width": image_size}
         else:
             size = {"max_height": image_size, "max_width": image_size}
-    if image_size % multiple:
-        low = image_size // multiple * multiple
-        near = " or ".join(str(side) for side in (low, low + multiple) if side)
-        raise UserError(f"image_size={image_size}: the sides of {where} must be multiples of {multiple}; take {near}.")
+    if image_size % step or image_size < least:
+        low = image_size // step * step
+        near = " or ".join(map(str, sorted({max(low, least), max(low + step, least)})))
+        raise UserError(f"image_size={image_size}: {where} takes multiples of {step} from {least} on; take {near}.")
     with _said_plainly(where):
         return AutoImageProcessor.from_pretrained(where, size=size, trust_remote_code=False)
 

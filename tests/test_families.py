@@ -21,7 +21,7 @@ from torch.nn.functional import pad
 from torch.overrides import TorchFunctionMode
 
 from helpers.boxes import xyxy_to_xywh
-from helpers.collator import side_multiple
+from helpers.collator import sides
 from helpers.download.coco import read_index
 from helpers.engine import predict
 from helpers.evaluate.cost import first, flops
@@ -141,47 +141,60 @@ def test_batch_of_mixed_shapes_is_single_photos(family, loaded):
 
 def test_sizes_that_do_not_suit_are_refused(family, loaded, folder):
     """They ended in an error of tensor sizes, or in pixels that nobody sees."""
-    multiple = side_multiple(loaded.model.config)
-    assert (multiple == 1) == can("take photos of any size", family) == loaded.preprocess.keep_aspect
+    step, least = sides(loaded.model.config)
+    assert (step == 1) == can("take photos of any size", family) == loaded.preprocess.keep_aspect
     pixels = torch.randn(1, 3, 100, 100, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         if can("take photos of any size", family):
             assert loaded.model(pixels).logits.isfinite().all()
             return
+        low = 100 // step * step
         try:
             found = loaded.model(pixels)
         except (RuntimeError, ValueError):
             assert family != "YOLOS"
         else:
-            uncut = 100 // multiple * multiple
-            assert torch.equal(found.logits, loaded.model(pixels[..., :uncut, :uncut]).logits)
-        low = 100 // multiple * multiple
-        with pytest.raises(
-            UserError, match=rf"image_size=100: .* multiples of {multiple}; take {low} or {low + multiple}"
-        ):
+            assert torch.equal(found.logits, loaded.model(pixels[..., :low, :low]).logits)
+        with pytest.raises(UserError, match=rf"image_size=100: .* {step} from {least} on; take {low} or {low + step}"):
             detector(folder, image_size=100)
-        for side in (low, low + multiple):
-            assert loaded.model(pixels[..., :side, :side].new_zeros(1, 3, side, side)).logits.isfinite().all()
+        for side in (least, low, low + step):
+            assert loaded.model(torch.zeros(1, 3, side, side)).logits.isfinite().all()
+        if least > step:  # not only multiples: there must be a cell for each query
+            with pytest.raises(RuntimeError):
+                loaded.model(torch.zeros(1, 3, least - step, least - step))
+
+
+def test_too_few_cells_for_the_queries_are_refused():
+    """D-FINE-nano takes 300 queries from maps of stride 16 and 32: 128 pixels ended in "index k out of range"."""
+    nano = transformers.DFineConfig(feat_strides=[16, 32])
+    assert sides(nano) == (32, 256)
+    assert sides(transformers.RTDetrConfig()) == (32, 128)
+    assert sides(transformers.DetrConfig()) == sides(transformers.DeformableDetrConfig()) == (1, 1)
+    base = transformers.RfDetrConfig(backbone_config=transformers.RfDetrDinov2Config(out_indices=[2, 5, 8, 11]))
+    assert sides(base) == (56, 280)
 
 
 def test_saved_folder_gives_the_same_boxes_in_a_pipeline(loaded, tmp_path):
-    """With no code of ours: what is saved is the library's, processor and all."""
+    """With no code of ours: what is saved is the library's, processor and all.
+
+    On photos that need no resize: how near ours comes to the processor's has a test of its own.
+    """
     loaded.save(tmp_path)
     theirs = transformers.pipeline("object-detection", model=str(tmp_path), device="cpu")
     ids = range(1, len(CLASSES) + 1)
     for photo in photos():
-        ours, _ = predict(
-            loaded.model, loaded.processor, loaded.preprocess, [collated(loaded.preprocess, [photo])], ids
-        )
+        photo["image"] = np.ascontiguousarray(photo["image"][:128, : 96 if loaded.preprocess.keep_aspect else 128])
+        photo["orig_size"] = photo["image"].shape[:2]
+        batch = loaded.preprocess.collate([photo])
+        ours, _ = predict(loaded.model, loaded.processor, loaded.preprocess, [batch], ids)
         found = sorted(theirs(Image.fromarray(photo["image"]), threshold=0.0), key=lambda each: -each["score"])
         assert len(found) == len(ours) >= 20
         for k, each in enumerate(found[:10]):
-            assert abs(each["score"] - ours.score[k]) < 1e-2
+            assert abs(each["score"] - ours.score[k]) < 1e-3
             assert CLASSES[ours.category_id[k] - 1] == each["label"]
             x, y, width, height = ours.bbox[k]
-            assert (
-                np.abs(np.array([x, y, x + width, y + height]) - list(each["box"].values())).max() < 2
-            )  # whole pixels
+            apart = np.array([x, y, x + width, y + height]) - list(each["box"].values())
+            assert np.abs(apart).max() < 1.1, "a pipeline's pixels are whole ones"
 
 
 def test_shared_box_head_is_saved(tmp_path):

@@ -187,14 +187,14 @@ def test_saved_folder_gives_the_same_boxes_in_a_pipeline(loaded, tmp_path):
         photo["orig_size"] = photo["image"].shape[:2]
         batch = loaded.preprocess.collate([photo])
         ours, _ = predict(loaded.model, loaded.processor, loaded.preprocess, [batch], ids)
-        found = sorted(theirs(Image.fromarray(photo["image"]), threshold=0.0), key=lambda each: -each["score"])
+        corners = np.hstack([ours.bbox[:, :2], ours.bbox[:, :2] + ours.bbox[:, 2:]])
+        found = theirs(Image.fromarray(photo["image"]), threshold=0.0)
         assert len(found) == len(ours) >= 20
-        for k, each in enumerate(found[:10]):
-            assert abs(each["score"] - ours.score[k]) < 1e-3
-            assert CLASSES[ours.category_id[k] - 1] == each["label"]
-            x, y, width, height = ours.bbox[k]
-            apart = np.array([x, y, x + width, y + height]) - list(each["box"].values())
-            assert np.abs(apart).max() < 1.1, "a pipeline's pixels are whole ones"
+        for each in found:
+            same_score = np.abs(ours.score - each["score"]) < 1e-4
+            same_class = ours.category_id == CLASSES.index(each["label"]) + 1
+            apart = np.abs(corners - list(each["box"].values())).max(axis=1)  # a pipeline cuts its pixels to whole ones
+            assert (same_score & same_class & (apart < 1.01)).any()
 
 
 def test_shared_box_head_is_saved(tmp_path):

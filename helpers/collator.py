@@ -58,9 +58,7 @@ class Preprocess:
         boxes_xyxy = np.clip(boxes_xyxy * factor, 0, limit)
         if (new_height, new_width) != (height, width):
             tensor = torch.from_numpy(image).permute(2, 0, 1)  # [3, H, W], channels last in memory: the fast path
-            tensor = tv_resize(
-                tensor, [new_height, new_width], interpolation=self.interpolation, antialias=self.antialias
-            )
+            tensor = tv_resize(tensor, [new_height, new_width], self.interpolation, antialias=self.antialias)
             image = tensor.permute(1, 2, 0).numpy()
         return np.ascontiguousarray(image), boxes_xyxy
 
@@ -201,12 +199,10 @@ def _antialias(processor, interpolation: InterpolationMode) -> bool:
 
 
 def sides(config) -> tuple[int, int]:
-    """What the sides of a photo must be a multiple of, and how long they must be at least, in pixels; (1, 1) where any
-    will do.
+    """What a photo's sides must be a multiple of, and their least length, in pixels; (1, 1) where any will do.
 
-    A backbone of patches (LW-DETR, RF-DETR, YOLOS) cuts the photo into them, and some of these into windows; RT-DETR
-    and its kin lay a coarse feature map over one of half its stride. What takes its queries from the cells of its maps
-    needs as many cells.
+    Patches, and windows of them (LW-DETR, RF-DETR, YOLOS), must come out even, and so must feature maps that are laid
+    over each other (RT-DETR and its kin). What takes its queries from the maps' cells needs as many cells.
     """
     backbone = getattr(config, "backbone_config", None) or config
     windows = getattr(backbone, "num_windows_side", None) or getattr(backbone, "num_windows", 1)  # along a side

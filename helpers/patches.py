@@ -109,12 +109,10 @@ def loss_in_fp32(loss_function):
 
 
 def one_group_in_evaluation(loss_function):
-    """LW-DETR and RF-DETR train with ``group_detr`` groups of queries and evaluate with one, which their loss must
-    match as one.
+    """LW-DETR and RF-DETR train with ``group_detr`` groups of queries and evaluate with one, to be matched as one.
 
-    transformers 5.23 divides it into groups again, and matches each object in every part of it: the validation loss
-    would be another one than LW-DETR's (``group_detr if self.training else 1``,
-    https://github.com/Atten4Vis/LW-DETR/blob/main/models/lwdetr.py, ``SetCriterion``).
+    transformers 5.23 divides it into groups again and matches each object in every part, unlike the original
+    (https://github.com/Atten4Vis/LW-DETR/blob/main/models/lwdetr.py, ``SetCriterion``).
     """
 
     def computed(logits, labels, device, pred_boxes, config, *rest):

@@ -35,9 +35,8 @@ def resnet(*stages: int) -> TimmBackboneConfig:
 
 
 def _detr(name: str, **more):
-    return getattr(transformers, f"{name}Config")(
-        backbone_config=resnet(1, 2, 3, 4), **{**SMALL, **HEADS, **STILL, **more}
-    )
+    more = {"backbone_config": resnet(1, 2, 3, 4), **SMALL, **HEADS, **STILL, **more}
+    return getattr(transformers, f"{name}Config")(**more)
 
 
 def _pyramid(name: str, **more):
@@ -80,7 +79,7 @@ FAMILIES = {
     "Conditional DETR": (lambda: _detr("ConditionalDetr"), "ConditionalDetrImageProcessor", ASPECT),
     "DAB-DETR": (_dab, "ConditionalDetrImageProcessor", ASPECT),
     "Deformable DETR": (
-        lambda: _detr("DeformableDetr", encoder_n_points=2, decoder_n_points=2),
+        lambda: _detr("DeformableDetr", backbone_config=resnet(2, 3, 4), encoder_n_points=2, decoder_n_points=2),
         "DeformableDetrImageProcessor",
         ASPECT,
     ),
@@ -134,6 +133,11 @@ def make(family: str, folder: Path, **changes) -> Path:
                 module.running_var.uniform_(0.5, 2)
                 module.running_mean.normal_(0, 0.1)
                 module.momentum = 1.0
+            if type(module).__name__.endswith(
+                ("GroupNorm", "RMSNorm")
+            ):  # LayerNorm and BatchNorm are perturbed already
+                for key, parameter in module.named_parameters(recurse=False):
+                    parameter.normal_(*((0, 0.2) if key == "bias" else (1, 0.3)))
             if isinstance(module, torch.nn.Linear) and re.search("class|score|bbox", name):
                 module.weight.normal_(0, 0.2)  # new heads score all queries alike, and leave boxes where anchors are
         model.train()(torch.randn(4, 3, 128, 128))  # else, in evaluation, the norms would make all cells alike

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import families
 import numpy as np
@@ -12,7 +13,7 @@ import transformers
 from families import assert_same_step, can, detector, inputs, make, photos, same
 from transformers.loss.loss_utils import LOSS_MAPPING
 
-from helpers.model import loss_parts, train_mode
+from helpers.model import freeze, loss_parts, train_mode
 from helpers.train.fast_path import take_fast_path
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -53,10 +54,11 @@ def test_auxiliary_losses_are_not_asked_of_what_has_none(family, loaded, folder)
             theirs(torch.zeros(1, 3, 128, 128), labels=[{"class_labels": torch.ones(1), "boxes": torch.ones(1, 4) / 2}])
 
 
-def test_two_photos_are_learnt_by_heart(family, folder):
+def test_two_photos_are_learnt_by_heart(loaded):
     """On the fast path: the loss falls to a fraction."""
-    learner = detector(folder, freeze_stages=0, image_size=96)
+    learner = replace(loaded, model=copy.deepcopy(loaded.model), preprocess=replace(loaded.preprocess, image_size=96))
     model, batch = learner.model, inputs(learner, photos(), labels=True)
+    freeze(model, 0)
     take_fast_path(model)
     train_mode(model)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=2e-3)
@@ -72,8 +74,8 @@ def test_two_photos_are_learnt_by_heart(family, folder):
     assert min(losses[-5:]) < 0.6 * losses[0], losses[::5]
 
 
-def test_fast_path_changes_nothing_but_the_time(loaded, folder):
-    plain, fast = detector(folder).model, detector(folder).model
+def test_fast_path_changes_nothing_but_the_time(loaded):
+    plain, fast = copy.deepcopy(loaded.model), copy.deepcopy(loaded.model)
     take_fast_path(fast)
     batch = inputs(loaded, photos(), labels=True)
     with torch.no_grad():

@@ -7,6 +7,7 @@ are on the device; :func:`to_device` normalises there.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -36,6 +37,7 @@ class Preprocess:
     mean: tuple[float, ...]  # per channel, after scaling
     std: tuple[float, ...]
     interpolation: InterpolationMode
+    antialias: bool = True  # smoothed before it is made smaller; RF-DETR's is not
     multiple: int = 1  # a padded batch's sides are multiples of it: few different sizes, for which a GPU finds kernels
 
     def target_size(self, height: int, width: int) -> tuple[int, int]:
@@ -56,7 +58,7 @@ class Preprocess:
         boxes_xyxy = np.clip(boxes_xyxy * factor, 0, limit)
         if (new_height, new_width) != (height, width):
             tensor = torch.from_numpy(image).permute(2, 0, 1)  # [3, H, W], channels last in memory: the fast path
-            tensor = tv_resize(tensor, [new_height, new_width], interpolation=self.interpolation, antialias=True)
+            tensor = tv_resize(tensor, [new_height, new_width], self.interpolation, antialias=self.antialias)
             image = tensor.permute(1, 2, 0).numpy()
         return np.ascontiguousarray(image), boxes_xyxy
 
@@ -180,4 +182,34 @@ def read_processor(processor) -> Preprocess:
     std = tuple(map(float, processor.image_std)) if normalise else (1.0,) * 3
     interpolation = {2: InterpolationMode.BILINEAR, 3: InterpolationMode.BICUBIC}[int(processor.resample)]
     multiple = 64 if keep_aspect and torch.cuda.is_available() else 1
-    return Preprocess(int(image_size), keep_aspect, scale, mean, std, interpolation, multiple)
+    antialias = _antialias(processor, interpolation)
+    return Preprocess(int(image_size), keep_aspect, scale, mean, std, interpolation, antialias, multiple)
+
+
+def _antialias(processor, interpolation: InterpolationMode) -> bool:
+    """Whether the processor smooths a photo before it makes it smaller: its attributes do not say, some noise does."""
+    noise = torch.randint(256, (3, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    plain = {"do_normalize": False, "do_rescale": False, "return_tensors": "pt"}
+    (theirs,) = processor(images=noise, size={"height": 9, "width": 9}, **plain)["pixel_values"]
+    for antialias in (True, False):
+        ours = tv_resize(noise, [9, 9], interpolation=interpolation, antialias=antialias)
+        if (theirs.float() - ours.float()).abs().max() < 2:
+            return antialias
+    raise UserError("The checkpoint's image processor resizes photos in a way that this project does not know.")
+
+
+def sides(config) -> tuple[int, int]:
+    """What a photo's sides must be a multiple of, and their least length, in pixels; (1, 1) where any will do.
+
+    Patches, and windows of them (LW-DETR, RF-DETR, YOLOS), must come out even, and so must feature maps that are laid
+    over each other (RT-DETR and its kin). What takes its queries from the maps' cells needs as many cells.
+    """
+    backbone = getattr(config, "backbone_config", None) or config
+    windows = getattr(backbone, "num_windows_side", None) or getattr(backbone, "num_windows", 1)  # along a side
+    patch, strides = int(np.max(getattr(backbone, "patch_size", 1))), getattr(config, "feat_strides", None) or ()
+    step = least = math.lcm(patch * windows, *strides)
+    if hasattr(config, "group_detr"):  # LW-DETR and RF-DETR
+        strides = [patch / scale for scale in getattr(config, "projector_scale_factors", None) or (1,)]
+    while strides and sum((least // stride) ** 2 for stride in strides) < config.num_queries:
+        least += step
+    return step, least

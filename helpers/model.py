@@ -13,7 +13,7 @@ import transformers
 from torch import nn
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForObjectDetection
 
-from helpers.collator import Preprocess, read_processor
+from helpers.collator import Preprocess, read_processor, sides
 from helpers.config import Config
 from helpers.files import ROOT, UserError
 from helpers.index import CocoIndex
@@ -21,7 +21,7 @@ from helpers.patches import mend
 
 # No pickle, and a checkpoint's own code is never run.
 SAFE = {"dtype": torch.float32, "use_safetensors": True, "trust_remote_code": False}
-BACKBONE = re.compile(r"(backbone|conv_encoder)\.model$")  # where transformers' detectors keep theirs
+BACKBONE = re.compile(r"(backbone|conv_encoder)\.(model|backbone)$")  # where transformers' detectors keep theirs
 
 
 @dataclass
@@ -50,7 +50,10 @@ class Detector:
         config, switch = self.model.config, getattr(self.model.config, "auxiliary_loss", None)
         if switch is not None:
             config.auxiliary_loss = type(config)().auxiliary_loss
-        self.model.save_pretrained(folder)
+        tensors = None
+        if getattr(config, "share_bbox_head", False):  # transformers 5.23 would leave out the name that it reads again
+            tensors = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
+        self.model.save_pretrained(folder, state_dict=tensors)
         if switch is not None:
             config.auxiliary_loss = switch
         self.processor.save_pretrained(folder)
@@ -74,9 +77,12 @@ def load_detector(
         names = theirs.id2label if class_head == "whole" else dict(enumerate(classes))
         torch.manual_seed(cfg.seed)  # of the rows that start untrained
         ours = {"id2label": names, "label2id": {name: k for k, name in names.items()}}
-        ours |= {"auxiliary_loss": cfg.auxiliary_loss, "ignore_mismatched_sizes": True, "output_loading_info": True}
+        supervised = cfg.auxiliary_loss and hasattr(theirs, "decoder_layers")  # YOLOS has none to supervise
+        ours |= {"auxiliary_loss": supervised, "ignore_mismatched_sizes": True, "output_loading_info": True}
         model, info = AutoModelForObjectDetection.from_pretrained(where, **ours, **SAFE)
     report = _loading_report(str(source or cfg.model), model, info)
+    if supervised != cfg.auxiliary_loss:
+        report.append(f"no auxiliary losses: {type(model).__name__} has no decoder whose layers would have one each")
     fresh: set[str] = set()
     if class_head == "reset":
         fresh = reset_head(model)
@@ -111,14 +117,21 @@ def locate(name: str) -> str:
 def load_processor(where: str, image_size: int):
     """The checkpoint's image processor, set to our image size in the checkpoint's own way of resizing.
 
-    Raises UserError when it cannot be had.
+    Where only certain sides suit the model, photos become squares, whatever the processor says. Raises UserError when
+    the processor cannot be had or ``image_size`` does not suit.
     """
     with _said_plainly(where):
         processor = AutoImageProcessor.from_pretrained(where, trust_remote_code=False)
-        if processor.size.get("height"):
+        step, least = sides(AutoConfig.from_pretrained(where, trust_remote_code=False))
+        if processor.size.get("height") or step > 1:
             size = {"height": image_size, "width": image_size}
         else:
             size = {"max_height": image_size, "max_width": image_size}
+    if image_size % step or image_size < least:
+        low = image_size // step * step
+        near = " or ".join(map(str, sorted({max(low, least), max(low + step, least)})))
+        raise UserError(f"image_size={image_size}: {where} takes multiples of {step} from {least} on; take {near}.")
+    with _said_plainly(where):
         return AutoImageProcessor.from_pretrained(where, size=size, trust_remote_code=False)
 
 
@@ -217,11 +230,11 @@ def backbone_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def stage_of(name: str) -> int:
-    """The stage of a backbone parameter: 0 is the stem, then as ResNet's layer1.. or EfficientNet's blocks.0..
-    count.
+    """The stage of a backbone parameter: 0 is the stem, then as ResNet's layer1.., EfficientNet's blocks.0.. or a
+    ViT's layer.0.. count.
     """
-    match = re.search(r"(?:layer|blocks\.|stages\.|stages_)(\d+)", name)
-    return 0 if match is None else int(match[1]) + ("layer" not in match[0])
+    match = re.search(r"(?:layer|layers?\.|blocks\.|stages\.|stages_)(\d+)", name)
+    return 0 if match is None else int(match[1]) + (match[0] != f"layer{match[1]}")
 
 
 def freeze(model: nn.Module, stages: int) -> None:
@@ -271,14 +284,15 @@ def loss_parts(output, config) -> dict[str, torch.Tensor]:
     """The weighted parts of a detection loss; they add up to ``output.loss``.
 
     The last decoder layer's parts by name (``loss_ce`` or ``loss_vfl``, ``loss_bbox``, ``loss_giou``, ...), and
-    ``loss_auxiliary``: everything that the earlier layers and the denoising queries add.
+    ``loss_auxiliary``: everything that the earlier layers, the encoder and the denoising queries add.
     """
     weights = {"cardinality_error": 0.0}  # a figure to look at, not a loss
     if not hasattr(config, "weight_loss_vfl"):  # the RT-DETR family reports its parts weighted, DETR does not
         weights |= {"loss_bbox": config.bbox_loss_coefficient, "loss_giou": config.giou_loss_coefficient}
+        weights |= {"loss_ce": getattr(config, "class_loss_coefficient", 1.0)}
     main = {
         name: value.detach() * weights.get(name, 1.0)
         for name, value in output.loss_dict.items()
-        if not re.search(r"(_\d+|_aux_\d+|_dn_\d+)$", name) and name != "cardinality_error"
+        if not re.search(r"(_\d+|_aux_\d+|_dn_\d+|_enc)$", name) and name != "cardinality_error"
     }
     return {"loss": output.loss.detach(), **main, "loss_auxiliary": output.loss.detach() - sum(main.values())}

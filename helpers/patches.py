@@ -5,6 +5,7 @@ Weights, their names and the saved folders stay what they were.
 
 from __future__ import annotations
 
+import copy
 import re
 import types
 
@@ -26,6 +27,8 @@ def mend(model: nn.Module) -> None:
     heads_in_fp32(model)
     without_waits(model)
     model.loss_function = loss_in_fp32(model.loss_function)
+    if hasattr(model.config, "group_detr"):
+        model.loss_function = one_group_in_evaluation(model.loss_function)
 
 
 def decoder_norm_aside(model: nn.Module) -> None:
@@ -115,6 +118,22 @@ def loss_in_fp32(loss_function):
         device = args[0].device.type if args else "cpu"
         with torch.autocast(device, enabled=False), named_range("loss and matcher"):
             return loss_function(*args, **kwargs)
+
+    return computed
+
+
+def one_group_in_evaluation(loss_function):
+    """LW-DETR and RF-DETR train with ``group_detr`` groups of queries and evaluate with one, to be matched as one.
+
+    transformers 5.23 divides it into groups again and matches each object in every part, unlike the original
+    (https://github.com/Atten4Vis/LW-DETR/blob/main/models/lwdetr.py, ``SetCriterion``).
+    """
+
+    def computed(logits, labels, device, pred_boxes, config, *rest):
+        if logits.shape[1] == config.num_queries:
+            config = copy.copy(config)
+            config.group_detr = 1
+        return loss_function(logits, labels, device, pred_boxes, config, *rest)
 
     return computed
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 import torch
+from torch import nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torchvision.ops import box_iou
@@ -66,10 +67,16 @@ def query_attention(detector: Detector, index: CocoIndex, i: int, n=3) -> tuple[
         raise UserError(f"{index.file_names[i]} cannot be read: see notebook 02_sanity.")
     inputs = detector.preprocess.to_device(batch, detector.model.device)
     inputs.pop("labels")
-    sampled = _SampledPoints()
+    sampled, decoder = _SampledPoints(), getattr(detector.model.base_model, "decoder", nn.Identity())
+    handle = decoder.register_forward_pre_hook(
+        lambda *_: sampled.grids.clear()
+    )  # Deformable DETR's encoder samples too
     with _attention_weights(detector.model), sampled:
         output = detector.model(**inputs, output_attentions=True)
-    layers = [weights.float().cpu() for weights in (output.cross_attentions or ()) if weights is not None]
+    handle.remove()
+    layers = [
+        weights.float().cpu() for weights in (getattr(output, "cross_attentions", None) or ()) if weights is not None
+    ]
     if not layers:
         raise UserError(f"{type(detector.model).__name__} does not return its attention; leave this cell out.")
     logits = output.logits[0].float().cpu()  # [Q, K], with DETR's no-object column [Q, K + 1]

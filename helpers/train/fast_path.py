@@ -73,7 +73,8 @@ def fold_norms(model: nn.Module) -> int:
     ``helpers.model`` see to. The pairs are found by passing a small image through.
     """
     backbone = backbone_of(model)
-    pairs = _pairs(backbone, next(model.parameters())) if backbone is not None else []
+    has_norms = any(hasattr(module, "running_var") for module in (backbone or nn.Identity()).modules())
+    pairs = _pairs(backbone, next(model.parameters())) if has_norms else []
     for convolution, norm in pairs:
         scale = norm.weight * (norm.running_var + getattr(norm, "eps", 1e-5)).rsqrt()
         bias = 0 if convolution.bias is None else convolution.bias

@@ -1,0 +1,88 @@
+"""The preset for a laptop without a GPU: FiftyOne's downloader, the hub's client, and a D-FINE of the published shape.
+
+The two hosts are stand-ins on loopback, and the weights are random.
+"""
+
+import json
+import os
+import subprocess
+import sys
+
+import pandas as pd
+import torch
+from coco_folder import coco_category_ids
+from mirror import Mirror
+from transformers import DFineConfig, DFineForObjectDetection, HGNetV2Config, RTDetrImageProcessor
+
+BACKBONE = {  # HGNetV2-B0
+    "stem_channels": [3, 16, 16],
+    "stage_in_channels": [16, 64, 256, 512],
+    "stage_mid_channels": [16, 32, 64, 128],
+    "stage_out_channels": [64, 256, 512, 1024],
+    "stage_num_blocks": [1, 1, 2, 1],
+    "stage_downsample": [False, True, True, True],
+    "stage_light_block": [False, False, True, True],
+    "stage_kernel_size": [3, 3, 5, 5],
+    "stage_numb_of_layers": [3, 3, 3, 3],
+    "hidden_sizes": [64, 256, 512, 1024],
+    "embedding_size": 16,
+    "use_learnable_affine_block": True,
+    "out_indices": [3, 4],
+}
+DETECTOR = {
+    "encoder_in_channels": [512, 1024],
+    "feat_strides": [16, 32],
+    "encoder_hidden_dim": 128,
+    "encoder_ffn_dim": 512,
+    "encode_proj_layers": [1],
+    "hidden_expansion": 0.34,
+    "depth_mult": 0.5,
+    "d_model": 128,
+    "num_feature_levels": 2,
+    "decoder_in_channels": [128, 128],
+    "decoder_layers": 3,
+    "decoder_n_points": [6, 6],
+    "decoder_ffn_dim": 512,
+}
+
+
+def test_preset_of_a_laptop(coco_source, tmp_path):
+    """It finds its model and its photos, and leaves a detector of ten classes that is smaller than 5 million."""
+    names = dict(enumerate(coco_category_ids()))
+    torch.manual_seed(0)
+    config = DFineConfig(backbone_config=HGNetV2Config(**BACKBONE), id2label=names, **DETECTOR)
+    model = DFineForObjectDetection(config)
+    assert 3.5e6 < sum(p.numel() for p in model.parameters()) < 4.3e6
+    hub = tmp_path / "hub" / "ustc-community" / "dfine-nano-coco"
+    model.save_pretrained(hub)
+    RTDetrImageProcessor(size={"height": 640, "width": 640}).save_pretrained(hub)
+    values = {
+        "data_dir": tmp_path / "data",
+        "output_dir": tmp_path / "artifacts",
+        "max_train_images": 4,
+        "max_val_images": 2,
+        "image_size": 256,  # of fewer pixels the published detector cannot take 300 queries
+        "batch_size": 2,
+        "epochs": 1,
+        "num_workers": 0,
+        "profile": False,
+    }
+    with Mirror(coco=coco_source, models=tmp_path / "hub") as mirror:
+        mine = {"HF_HOME": tmp_path / "hf", "FIFTYONE_DATABASE_DIR": tmp_path / "mongo"}
+        env = {**os.environ, **mirror.env, **{name: str(path) for name, path in mine.items()}}
+        command = [sys.executable, "-m", "helpers.run", "--preset", "nano", "--only", "01,03"]
+        done = subprocess.run(
+            [*command, *(f"{name}={value}" for name, value in values.items())],
+            env={**env, "FIFTYONE_DO_NOT_TRACK": "true"},
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=540,
+        )
+        asked = list(mirror.requests)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert any("ustc-community/dfine-nano-coco" in url and url.endswith("model.safetensors") for url in asked)
+    assert sum(url.endswith(".jpg") for url in asked) == 4 + 2
+    saved = json.loads((tmp_path / "artifacts" / "nano" / "checkpoint_best" / "config.json").read_text())
+    assert saved["model_type"] == "d_fine" and len(saved["id2label"]) == 10
+    assert len(pd.read_csv(tmp_path / "artifacts" / "nano" / "losses.csv")) == 2

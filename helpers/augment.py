@@ -1,7 +1,5 @@
 """Random changes to a photo and its boxes, all of albumentations behind one function."""
 
-from __future__ import annotations
-
 import os
 import random
 

@@ -5,8 +5,6 @@
 ``boxes_cxcywh``  centre, width, height as fractions of the image *without* padding (what DETR predicts)
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 

@@ -1,7 +1,5 @@
 """What the commands share: ``--preset P [NAME=VALUE ...]``, and one sentence instead of a traceback for a mistake."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Callable, Sequence

@@ -1,7 +1,5 @@
 """The photos of a COCO index: decoded, checked, and as samples in batches of like shape."""
 
-from __future__ import annotations
-
 import hashlib
 import signal
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Which device a run uses, in which precision, and how it is set up."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import importlib.metadata

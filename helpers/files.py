@@ -1,7 +1,5 @@
 """Files and paths: where the project is, one way to write a file, and mistakes that the user can mend."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import io

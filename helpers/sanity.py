@@ -1,7 +1,5 @@
 """Checks of the data path: what goes into a batch must come back out of it."""
 
-from __future__ import annotations
-
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np

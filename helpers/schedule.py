@@ -1,7 +1,5 @@
 """How the learning rate goes over a run, and how the weights are averaged along it."""
 
-from __future__ import annotations
-
 import copy
 import math
 

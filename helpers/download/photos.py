@@ -1,7 +1,5 @@
 """Folders of photos: one process at a time, room on the disk, every photo decoded once, placed without copying."""
 
-from __future__ import annotations
-
 import filecmp
 import os
 import shutil

@@ -1,7 +1,5 @@
 """Boxes and areas that are numbers like COCO's and mean something else: told from what all of a split look like."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from helpers.files import UserError

@@ -4,8 +4,6 @@ The file is cut into the texts of its records. A few thousand of these at a time
 them is unusual, they are judged record by record (``helpers.download.records``).
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections import Counter

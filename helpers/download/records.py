@@ -3,8 +3,6 @@
 Whatever is wrong is said in words. Only what can mean one thing is mended: "12" for 12, false for 0, a flat polygon.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import operator

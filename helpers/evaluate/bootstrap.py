@@ -5,8 +5,6 @@ with replacement, evaluates that made-up validation set, and does so many times 
 to the Bootstrap, 1993). Nothing is matched again: a photo drawn twice counts twice.
 """
 
-from __future__ import annotations
-
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np

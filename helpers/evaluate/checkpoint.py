@@ -1,7 +1,5 @@
 """A checkpoint of a run: loaded, evaluated on the validation split, recorded in metrics.csv."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """One checkpoint's numbers with their uncertainty, and two checkpoints side by side."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What a detector costs: parameters, arithmetic, time per photo, memory."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path

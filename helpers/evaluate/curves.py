@@ -3,8 +3,6 @@
 Everything here is at IoU 0.5 unless said otherwise, and works from :class:`helpers.evaluate.matching.Matches`.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The pictures of ``visualizations/``: some of the best, typical and worst photos of a checkpoint."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Figures of the evaluation; each function returns a matplotlib figure."""
 
-from __future__ import annotations
-
 import io
 
 import numpy as np

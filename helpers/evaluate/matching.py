@@ -4,8 +4,6 @@ hotcoco computes the twelve numbers but hands its matches out as nested lists, s
 photos. The curves and the bootstrap need them as arrays, so the same matching is done here for all photos at once.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from operator import itemgetter
 

@@ -1,7 +1,5 @@
 """What the evaluation says, in sentences: each number and conclusion is computed. Markdown; names are escaped."""
 
-from __future__ import annotations
-
 import html
 import re
 from collections.abc import Sequence

@@ -4,8 +4,6 @@ A check takes the config and the deliverable's path, and raises ``Invalid`` with
 *neighbour* that is missing or damaged: that one has its own check.
 """
 
-from __future__ import annotations
-
 import functools
 import gzip
 import math

@@ -1,7 +1,5 @@
 """What the assignment asks for, what is there, and whether it holds: ``artifacts/grading.json`` and ``make grade``."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path

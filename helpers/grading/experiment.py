@@ -1,7 +1,5 @@
 """What the deliverables of notebook 06 must hold."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from helpers.config import Config

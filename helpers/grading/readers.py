@@ -3,8 +3,6 @@
 Each function raises :class:`Invalid` with a reason that names the file.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

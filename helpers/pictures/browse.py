@@ -1,7 +1,5 @@
 """Look at predictions photo by photo, in Jupyter."""
 
-from __future__ import annotations
-
 import html
 
 import pandas as pd

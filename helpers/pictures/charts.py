@@ -1,7 +1,5 @@
 """What the charts of several notebooks share."""
 
-from __future__ import annotations
-
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure

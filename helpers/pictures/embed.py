@@ -1,7 +1,5 @@
 """Pictures inside an HTML page: bounded data URIs, so that a page needs nothing beside it."""
 
-from __future__ import annotations
-
 import base64
 import io
 from pathlib import Path

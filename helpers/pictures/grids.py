@@ -1,7 +1,5 @@
 """Pictures side by side. Each function but :func:`tile` returns a matplotlib figure and draws nothing to the screen."""
 
-from __future__ import annotations
-
 import textwrap
 
 import numpy as np

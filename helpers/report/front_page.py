@@ -4,8 +4,6 @@
 replaced by a sentence that says which notebook makes it.
 """
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import re

@@ -1,7 +1,5 @@
 """The photos that the report carries for browsing predictions without a kernel: a stated selection, bounded in size."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

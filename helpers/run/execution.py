@@ -1,7 +1,5 @@
 """One notebook, executed without a browser, by this very Python and with an error that a reader understands."""
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import os

@@ -4,8 +4,6 @@ papermill executes them with this very Python. What it was given is checked befo
 keeps its executed copy with the error in place, and the later ones are not run.
 """
 
-from __future__ import annotations
-
 import datetime
 import functools
 import shlex

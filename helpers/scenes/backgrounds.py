@@ -1,7 +1,5 @@
 """What stands behind the sprites of a built-in scene, and what a camera does to the whole picture."""
 
-from __future__ import annotations
-
 import cv2
 import numpy as np
 

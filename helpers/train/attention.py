@@ -5,8 +5,6 @@ Deformable DETR read their feature maps at a few points around the query's box a
 (https://arxiv.org/abs/2010.04159). Which of the two a model does shows in what it returns.
 """
 
-from __future__ import annotations
-
 import contextlib
 from dataclasses import dataclass
 

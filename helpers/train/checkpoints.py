@@ -4,8 +4,6 @@ A folder is written under a temporary name and renamed when it is whole. ``check
 A folder that replaces another one takes two renames; :func:`recover` mends what a kill between them left.
 """
 
-from __future__ import annotations
-
 import os
 import random
 import re

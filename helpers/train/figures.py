@@ -1,7 +1,5 @@
 """Figures of notebook 03. Each function returns a matplotlib figure."""
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure

@@ -1,7 +1,5 @@
 """Where a training step's time goes: torch.profiler on a short schedule, reduced to a table that a person can read."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The folder of a run: trained into by one process at a time, gone on with or made anew, never over another run."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import shutil

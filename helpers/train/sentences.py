@@ -1,7 +1,5 @@
 """What the loss curves say, in sentences and live while training goes on."""
 
-from __future__ import annotations
-
 import time
 
 import numpy as np

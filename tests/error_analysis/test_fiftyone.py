@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
 import sys
 
 import numpy as np
 import pytest
-from mongod import wait_for_no_mongod
+from fiftyone_map import COCO_MAP, disagreements, in_fiftyone
 from test_errors import made_up_detections
 
 from helpers.config import load_config
@@ -17,12 +15,14 @@ from helpers.download.prepare import prepare
 from helpers.error_analysis.analysis import analyse, table_of_errors
 from helpers.error_analysis.fiftyone_export import run_dataset_name, to_fiftyone
 from helpers.error_analysis.tide import TYPES
-from helpers.files import ROOT, UserError
+from helpers.files import UserError
 from helpers.index import open_split
-from helpers.metrics import ground_truth, load_detections, save_detections
+from helpers.metrics import coco_metrics, ground_truth, load_detections, save_detections
 
 # In a process of its own, like the download's: the run to FiftyOne twice, and what a user would read there.
-JOB = """
+JOB = (
+    COCO_MAP
+    + """
 import json, os, sys
 import fiftyone.service.util
 fiftyone.service.util.find_processes_by_args = lambda _: []  # a mongod of our own, also where someone else's runs
@@ -46,6 +46,7 @@ for threshold in (None, 0.0, 2.0):
     view = dataset.match({"ground_truth.detections.annotation_id": {"$exists": True}}).first()
     crowd = fiftyone.ViewField("iscrowd")
     answers.append({
+        "map": coco_map(dataset) if threshold == 0.0 else None,
         "name": dataset.name, "samples": len(dataset), "persistent": dataset.persistent, "info": dataset.info,
         "objects": dataset.filter_labels("ground_truth", ~crowd, only_matches=False).count("ground_truth.detections"),
         "tags": {field: dataset.count_values(f"{field}.detections.tags") for field in ("ground_truth", "predictions")},
@@ -56,6 +57,7 @@ for threshold in (None, 0.0, 2.0):
 print("ANSWER " + json.dumps(answers), flush=True)
 os._exit(0)
 """
+)
 
 
 @pytest.fixture(scope="module")
@@ -84,22 +86,13 @@ def run(coco_source, tmp_path_factory) -> dict:
     ]
     assert crowds
     save_detections(cfg.run_dir / "detections_val2017.json", made_up_detections(gt, seed=1, background=5) + crowds)
-    process = subprocess.run(
-        [sys.executable, "-c", JOB, json.dumps(job)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env={**os.environ, "HOME": str(base), "FIFTYONE_DATABASE_DIR": str(base / "database")},
-    )
-    wait_for_no_mongod(base)
-    lines = [line for line in process.stdout.splitlines() if line.startswith("ANSWER ")]
-    assert lines, process.stderr[-3000:]
-    answers = json.loads(lines[0][7:])
+    answers = in_fiftyone(JOB, job, base)
     detections = load_detections(cfg.run_dir / "detections_val2017.json")
     return {
         "cfg": cfg,
         "index": index,
+        "gt": gt,
+        "detections": detections,
         "analysis": analyse(gt, detections),
         "no mongod": answers[0],
         "default": answers[1],
@@ -136,6 +129,14 @@ def test_fiftyones_own_evaluation_agrees(run, view):
         "fp": kinds.sum() - kinds["correct"] - kinds["ignored"],
     }
     assert there["found"] == {"tp": kinds["correct"], "fn": len(analysis.objects) - kinds["correct"]}
+
+
+def test_fiftyones_map_is_ours(run):
+    """Crowds that count, another number of recall points or of detections a photo, the ids of another photo."""
+    there, verdicts = run["all"]["map"], run["analysis"].verdicts
+    kept = [run["detections"][k] for k in verdicts.predictions["detection"]]
+    assert abs(there["mAP"] - coco_metrics(run["gt"], kept)["stats"]["mAP"]) < 0.001
+    assert disagreements(run["gt"], verdicts, there["boxes"])["unexplained"] == 0
 
 
 def test_a_threshold_that_leaves_no_prediction(run):

@@ -14,16 +14,18 @@ import pytest
 import torch
 import transformers
 from coco_folder import COCO_REAL, TRAINED
+from fiftyone_map import JOB, disagreements, in_fiftyone
 from PIL import Image
 from test_errors import by_tidecv
 
 from helpers.config import load_config
+from helpers.devices import autocast
 from helpers.download.prepare import prepare
 from helpers.engine import eval_loader, predict
 from helpers.error_analysis.tide import gains, judge, oracle_ap
 from helpers.evaluate.checkpoint import evaluate_checkpoint, load_checkpoint
 from helpers.index import open_split
-from helpers.metrics import coco_metrics, ground_truth
+from helpers.metrics import coco_metrics, ground_truth, save_detections
 from helpers.model import load_detector
 from helpers.train.fast_path import take_fast_path
 
@@ -164,3 +166,32 @@ def test_our_computation_is_the_checkpoints(cfg, evaluated):
     for name in shared:
         apart = (gradients[0][name] - gradients[1][name]).norm()
         assert apart <= 2e-2 * gradients[0][name].norm() + 1e-3, name
+
+
+def test_bf16_costs_no_accuracy(cfg, evaluated):
+    """80 photos under autocast against the same in fp32; boxes that leave the model in bf16 would lie on a coarse
+    grid."""
+    index, detections, _ = evaluated
+    few = index.take(np.arange(0, len(index), 4))
+    detector = load_checkpoint(cfg, index.classes, "start")
+    take_fast_path(detector.model)
+    loader = eval_loader(few, detector.preprocess, 8, 0)
+    how = {"category_ids": detector.category_ids(index), "autocast": autocast("bf16")}
+    in_bf16, _ = predict(detector.model, detector.processor, detector.preprocess, loader, **how)
+    there = set(few.image_ids.tolist())
+    in_fp32 = [row for row in detections if row["image_id"] in there]
+    rough, fine = (coco_metrics(ground_truth(few), found)["stats"]["mAP"] for found in (in_bf16, in_fp32))
+    assert 0 < abs(rough - fine) < 0.005, (rough, fine)
+
+
+def test_fiftyones_map_is_ours(cfg, evaluated, tmp_path):
+    """FiftyOne's own COCO evaluation of the same 32,000 boxes, and every box that it judges otherwise."""
+    index, detections, metrics = evaluated
+    settings = {"coco_root": str(COCO_REAL), "model": str(TRAINED), "classes": list(index.classes), "num_workers": 0}
+    folders = {"data_dir": str(cfg.data_dir), "output_dir": str(tmp_path)}
+    save_detections(tmp_path / cfg.run_name / "detections_val2017.json", detections)
+    there = in_fiftyone(JOB, {"preset": "photos", **settings, **folders}, tmp_path, timeout=600)
+    assert abs(there["mAP"] - metrics["stats"]["mAP"]) < 0.001
+    assert (
+        disagreements(ground_truth(index), judge(ground_truth(index), detections), there["boxes"])["unexplained"] == 0
+    )

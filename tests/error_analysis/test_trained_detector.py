@@ -19,6 +19,7 @@ from PIL import Image
 from test_errors import by_tidecv
 
 from helpers.config import load_config
+from helpers.devices import autocast
 from helpers.download.prepare import prepare
 from helpers.engine import eval_loader, predict
 from helpers.error_analysis.tide import gains, judge, oracle_ap
@@ -165,6 +166,22 @@ def test_our_computation_is_the_checkpoints(cfg, evaluated):
     for name in shared:
         apart = (gradients[0][name] - gradients[1][name]).norm()
         assert apart <= 2e-2 * gradients[0][name].norm() + 1e-3, name
+
+
+def test_bf16_costs_no_accuracy(cfg, evaluated):
+    """80 photos under autocast against the same in fp32; boxes that leave the model in bf16 would lie on a coarse
+    grid."""
+    index, detections, _ = evaluated
+    few = index.take(np.arange(0, len(index), 4))
+    detector = load_checkpoint(cfg, index.classes, "start")
+    take_fast_path(detector.model)
+    loader = eval_loader(few, detector.preprocess, 8, 0)
+    how = {"category_ids": detector.category_ids(index), "autocast": autocast("bf16")}
+    in_bf16, _ = predict(detector.model, detector.processor, detector.preprocess, loader, **how)
+    there = set(few.image_ids.tolist())
+    in_fp32 = [row for row in detections if row["image_id"] in there]
+    rough, fine = (coco_metrics(ground_truth(few), found)["stats"]["mAP"] for found in (in_bf16, in_fp32))
+    assert 0 < abs(rough - fine) < 0.005, (rough, fine)
 
 
 def test_fiftyones_map_is_ours(cfg, evaluated, tmp_path):

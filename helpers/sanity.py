@@ -9,6 +9,7 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 
+from helpers.augment import augmentation
 from helpers.boxes import cxcywh_to_xyxy, xyxy_to_xywh
 from helpers.collator import Preprocess
 from helpers.dataset import CocoDetection
@@ -16,6 +17,8 @@ from helpers.download.photos import THREADS, photo_problem
 from helpers.index import CocoIndex
 from helpers.pictures.charts import chart
 from helpers.pictures.colours import BLUE, GREY, ORANGE
+
+VERSIONS = (4, 1, 2)  # seeds of the augmentations that are shown: the first one flips at every level
 
 
 def class_table(indices: dict[str, CocoIndex]) -> pd.DataFrame:
@@ -60,6 +63,18 @@ def drawn_back(batch: dict, preprocess: Preprocess, classes: tuple[str, ...]) ->
         sizes = [images.shape[1:3]] * len(images)
     boxes = [cxcywh_to_xyxy(label["boxes"], *size).numpy() for label, size in zip(batch["labels"], sizes)]
     return images, boxes, [[classes[k] for k in label["class_labels"].tolist()] for label in batch["labels"]]
+
+
+def augmented(sample: dict, classes: tuple[str, ...], level: str) -> dict[str, tuple[np.ndarray, np.ndarray, list]]:
+    """A ``sample`` of CocoDetection as ``before_after`` wants it, then three versions of it by their titles.
+
+    ``level`` as in the config's ``augment``: the photo alone for ``none``.
+    """
+    parts = (sample["image"], sample["boxes_xyxy"], sample["class_labels"])
+    augment, versions = augmentation(level), {"original": parts}
+    for k, seed in enumerate(VERSIONS if augment else (), 1):
+        versions[f"version {k}"] = augment(*parts, seed)
+    return {title: (image, boxes, [classes[k] for k in labels]) for title, (image, boxes, labels) in versions.items()}
 
 
 def oracle_detections(index: CocoIndex, preprocess: Preprocess, batch_size: int = 16) -> list[dict]:

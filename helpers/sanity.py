@@ -118,7 +118,7 @@ def class_counts(table: pd.DataFrame) -> Figure:
     position = np.arange(len(table))
     for k, (split, colour) in enumerate(zip(table.columns, (BLUE, ORANGE))):
         bars = axis.barh(position + (k - 0.5) * 0.4, table[split], height=0.38, color=colour, label=split)
-        axis.bar_label(bars, fontsize=7, padding=2)
+        axis.bar_label(bars, fmt="{:,.0f}", fontsize=7, padding=2)
     axis.set_yticks(position, table.index, parse_math=False)
     axis.invert_yaxis()
     axis.margins(x=0.1)

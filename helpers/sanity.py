@@ -7,6 +7,7 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 
+from helpers.augment import augmentation
 from helpers.boxes import cxcywh_to_xyxy, xyxy_to_xywh
 from helpers.collator import Preprocess
 from helpers.dataset import CocoDetection
@@ -14,6 +15,8 @@ from helpers.download.photos import THREADS, photo_problem
 from helpers.index import CocoIndex
 from helpers.pictures.charts import chart
 from helpers.pictures.colours import BLUE, GREY, ORANGE
+
+VERSIONS = (4, 1, 2)  # seeds of the augmentations that are shown: the first one flips at every level
 
 
 def class_table(indices: dict[str, CocoIndex]) -> pd.DataFrame:
@@ -60,6 +63,18 @@ def drawn_back(batch: dict, preprocess: Preprocess, classes: tuple[str, ...]) ->
     return images, boxes, [[classes[k] for k in label["class_labels"].tolist()] for label in batch["labels"]]
 
 
+def augmented(sample: dict, classes: tuple[str, ...], level: str) -> dict[str, tuple[np.ndarray, np.ndarray, list]]:
+    """A ``sample`` of CocoDetection as ``before_after`` wants it, then three versions of it by their titles.
+
+    ``level`` as in the config's ``augment``: the photo alone for ``none``.
+    """
+    parts = (sample["image"], sample["boxes_xyxy"], sample["class_labels"])
+    augment, versions = augmentation(level), {"original": parts}
+    for k, seed in enumerate(VERSIONS if augment else (), 1):
+        versions[f"version {k}"] = augment(*parts, seed)
+    return {title: (image, boxes, [classes[k] for k in labels]) for title, (image, boxes, labels) in versions.items()}
+
+
 def oracle_detections(index: CocoIndex, preprocess: Preprocess, batch_size: int = 16) -> list[dict]:
     """The ground truth, sent through resize and collation, decoded as a model's output would be: AP must come out as 1.
 
@@ -101,7 +116,7 @@ def class_counts(table: pd.DataFrame) -> Figure:
     position = np.arange(len(table))
     for k, (split, colour) in enumerate(zip(table.columns, (BLUE, ORANGE))):
         bars = axis.barh(position + (k - 0.5) * 0.4, table[split], height=0.38, color=colour, label=split)
-        axis.bar_label(bars, fontsize=7, padding=2)
+        axis.bar_label(bars, fmt="{:,.0f}", fontsize=7, padding=2)
     axis.set_yticks(position, table.index, parse_math=False)
     axis.invert_yaxis()
     axis.margins(x=0.1)

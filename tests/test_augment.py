@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from helpers.augment import Augment, augmentation
+from helpers.sanity import augmented
 
 FULL = Augment("full")
 
@@ -21,6 +22,19 @@ def test_boxes_move_with_their_pixels(level):
         assert np.abs(boxes[0] - [x0, y0, x1, y1]).max() <= 3, (seed, boxes, (x0, y0, x1, y1))
         moved += abs(boxes[0][0] - 10) > 3
     assert 10 < moved < 40
+
+
+@pytest.mark.parametrize("level", ["none", "light", "full", "strong"])
+def test_a_flip_is_among_the_versions_that_are_shown(level):
+    """A page about flips without one, and of another level than the run's."""
+    image = np.zeros((60, 80, 3), np.uint8)
+    image[:, :40] = 200
+    sample = {"image": image, "boxes_xyxy": np.array([[5.0, 5, 30, 30]], np.float32), "class_labels": np.array([1])}
+    (_, original), *versions = augmented(sample, ("cup", "bowl"), level).items()
+    assert np.array_equal(original[0], image) and original[2] == ["bowl"]
+    assert len(versions) == (0 if level == "none" else 3)
+    mirrored = [bool(version[:, -20:].mean() > version[:, :20].mean()) for _, (version, _, _) in versions]
+    assert mirrored == [True, False, False][: len(versions)]
 
 
 def test_same_seed_same_picture():

@@ -10,6 +10,7 @@ import pandas as pd
 from helpers.config import Config
 from helpers.error_analysis import crops, figures, traits
 from helpers.error_analysis.tide import BOX, TYPES, Verdicts, gains, judge, oracle_ap
+from helpers.evaluate.comparison import styled
 from helpers.evaluate.curves import best_operating_point, photo_table, score_curves, with_something
 from helpers.evaluate.matching import match
 from helpers.files import save_figure, write_atomic, write_json
@@ -126,6 +127,12 @@ def write_error_analysis(cfg: Config, index: CocoIndex, analysis: Analysis, per_
     return figures
 
 
+def readable(table: pd.DataFrame):
+    """:func:`styled`, with ids as text: a photo's has no thousands, and -1 is none."""
+    ids = [name for name in ("image_id", "annotation_id", "detection") if name in table]
+    return styled(table.assign(**{name: table[name].astype(str).replace("-1", "–") for name in ids}))
+
+
 def with_rivals(verdicts: Verdicts, errors: pd.DataFrame) -> pd.DataFrame:
     """``errors`` with a column ``rival``: for a duplicate, the prediction (a dict) that has its annotation already."""
     found_by = verdicts.objects.set_index("annotation_id")["found_by"]
@@ -148,14 +155,17 @@ def _as_detections(index: CocoIndex, analysis: Analysis) -> list[dict]:
 
 
 def draw_figures(index: CocoIndex, analysis: Analysis) -> dict:
-    """The figures of 05 by the name of their file."""
-    shown = analysis.shown
-    examples = pd.concat([shown[shown["type"] == name].head(4) for name in TYPES])
-    confident = shown[shown["type"] != "missed"].head(12)
-    small = shown[(shown["type"] == "missed") & (shown["area"] < 32**2)].head(8)
+    """The figures of 05 by the name of their file; no photo twice among errors of one kind."""
+    shown, candidates = analysis.shown, analysis.candidates.drop_duplicates(["question", "image_id"])
+    once = shown.drop_duplicates(["type", "image_id"])
+    examples = pd.concat([once[once["type"] == name].head(4) for name in TYPES])
+    confident = shown[shown["type"] != "missed"].drop_duplicates("image_id").head(12)
+    small = shown[(shown["type"] == "missed") & (shown["area"] < 32**2)].drop_duplicates("image_id").head(8)
     detections = _as_detections(index, analysis)
     worst = analysis.photos[analysis.photos["f1"] < 1].iloc[::-1].head(6)
-    best = analysis.photos[analysis.photos["correct"] > 0].head(4)
+    best = analysis.photos[analysis.photos["correct"] > 0]
+    full = best[best["objects"] >= 3]  # the only object of a photo is soon found
+    best = (full if len(full) >= 4 else best).head(4)
     return {
         "error_types": figures.type_bars(analysis.counts()),
         "ap_gain_by_class": figures.gain_by_class(analysis.ap, TYPES),
@@ -168,5 +178,5 @@ def draw_figures(index: CocoIndex, analysis: Analysis) -> dict:
         "most_confident": crops.crop_grid(index, with_rivals(analysis.verdicts, confident)),
         "best_photos": crops.photo_grid(index, best, detections),
         "worst_photos": crops.photo_grid(index, worst, detections),
-        "label_candidates": crops.crop_grid(index, analysis.candidates.groupby("question", sort=False).head(4)),
+        "label_candidates": crops.crop_grid(index, candidates.groupby("question", sort=False).head(4)),
     }

@@ -11,7 +11,7 @@ from helpers.boxes import intersection, xywh_to_xyxy
 from helpers.error_analysis.tide import BOX
 from helpers.index import CocoIndex
 from helpers.pictures.draw import Box, jpeg, show, visible_boxes
-from helpers.pictures.grids import sheet, tile
+from helpers.pictures.grids import box_for, sheet, side_in, tile
 
 
 def in_words(row: dict) -> str:
@@ -20,13 +20,14 @@ def in_words(row: dict) -> str:
     texts = {
         "classification": "predicted {score}, annotated {truth} (IoU {iou:.2f})",
         "localization": "{score} lies badly: IoU {iou:.2f} with the {truth}",
-        "both": "{score} fits no annotated one; it overlaps a {truth}, IoU {iou:.2f}",
+        "both": "{score}, but no {predicted} is annotated here; it touches a {truth}, IoU {iou:.2f}",
         "duplicate": "{score} again: this {truth} has a more confident one",
-        "background": "{score} fits no annotation",
+        "background": "{score}, IoU below 0.1 with every annotation",
         "missed": "{truth} not found",
     }
     iou = np.floor(100 * row["iou"]) / 100  # 0.497 is not to read as 0.50, which would be no localization error
-    return row["type"] + ": " + texts[row["type"]].format(score=score, truth=row["class"], iou=iou)
+    words = {"score": score, "predicted": row["predicted_class"], "truth": row["class"], "iou": iou}
+    return row["type"] + ": " + texts[row["type"]].format(**words)
 
 
 def error_jpeg(index: CocoIndex, row: dict, size: int = 520) -> bytes:
@@ -41,10 +42,10 @@ def error_crop(index: CocoIndex, row: dict, size: int = 520) -> Image.Image:
     i = position(index, row["image_id"])
     line = max(round(size / 130), 3)
     rows = index.rows(i)
-    meant = index.annotation_ids[rows] == row["annotation_id"]
+    meant = (index.annotation_ids[rows] == row["annotation_id"]) & (row["type"] != "background")  # that is about none
     boxes = [Box.of(index.bbox[k], index.classes[index.labels[k]], False, line) for k in rows[meant]]
     if rival := row.get("rival"):
-        boxes.append(Box.of([rival[side] for side in BOX], f"first: {rival['score']:.2f}", True, line // 2))
+        boxes.append(Box.of([rival[side] for side in BOX], f"kept {rival['score']:.2f}", True, line // 2))
     bbox = np.array([row[side] for side in BOX], dtype=float)
     if row["type"] != "missed":
         boxes.append(Box.of(bbox, f"{row['predicted_class']} {row['score']:.2f}", True, line))
@@ -82,9 +83,11 @@ def crop_grid(index: CocoIndex, errors: pd.DataFrame) -> Figure:
 
 def photo_grid(index: CocoIndex, photos: pd.DataFrame, detections: list[dict]) -> Figure:
     """Whole photos with all their boxes; ``photos`` as from ``photo_table``, ``detections`` are the ones to draw."""
+    positions = [position(index, image_id) for image_id in photos["image_id"]]
+    box = box_for([(index.widths[i], index.heights[i]) for i in positions], 470)
     tiles = []
-    for row in photos.itertuples(index=False):
-        i = position(index, row.image_id)
+    for i, row in zip(positions, photos.itertuples(index=False)):
         text = f"photo {row.image_id}: F1 {row.f1:.2f}; {row.correct} of {row.objects} objects found, {row.false} false"
-        tiles.append(tile(show(index, i, visible_boxes(index, i, detections, 0.0), 470), text, 470, 13))
+        side = side_in(box, index.widths[i], index.heights[i])
+        tiles.append(tile(show(index, i, visible_boxes(index, i, detections, 0.0), side), text, 470, 13))
     return sheet(tiles, 2, "Nothing to show: there is no such photo.")

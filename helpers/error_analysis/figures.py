@@ -22,6 +22,7 @@ COLOURS = {
     "missed": VERMILLION,
 }
 INTERVAL = ("recall", "recall_low", "recall_high")  # columns
+PRECISION = ("precision", "precision_low", "precision_high")
 
 
 def type_bars(counts: pd.DataFrame) -> Figure:
@@ -29,7 +30,7 @@ def type_bars(counts: pd.DataFrame) -> Figure:
     figure = Figure(figsize=(10, 3.2), layout="constrained")
     axes = figure.subplots(1, 2, sharey=True)
     for ax, values, form, label in (
-        (axes[0], counts["at the threshold"], "{:.0f}", "errors at the threshold"),
+        (axes[0], counts["at the threshold"], "{:,.0f}", "errors at the threshold"),
         (axes[1], 100 * counts["AP50 to gain"], "{:.1f}", "AP50 to gain, in points (1 point = 0.01)"),
     ):
         bars = ax.barh(counts.index, values, color=[COLOURS[name] for name in counts.index])
@@ -58,7 +59,7 @@ def gain_by_class(ap: pd.DataFrame, types: dict[str, str], most: int = 20) -> Fi
 
 
 def trait_panels(groups: pd.DataFrame) -> Figure:
-    """Recall (with its 95 % interval) and precision by trait; ``groups`` as from ``group_table``."""
+    """Recall and precision by trait with their 95 % intervals; ``groups`` as from ``group_table``."""
     figure = Figure(figsize=(11, 6.6), layout="constrained")
     axes = figure.subplots(2, 3)
     for ax, (trait, part) in zip(axes.flat, groups.groupby("trait", sort=False)):
@@ -66,21 +67,27 @@ def trait_panels(groups: pd.DataFrame) -> Figure:
             _position_map(ax, part)
             continue
         at, both = np.arange(len(part)), part["precision"].notna().any()
-        bars = spread(*(part[column].to_numpy(float) for column in INTERVAL))
-        label = "recall, 95 % interval"
-        ax.bar(at - 0.2 * both, part["recall"], 0.38, color=BLUE, yerr=bars, capsize=3, label=label)
+        _bars(ax, at - 0.2 * both, part, INTERVAL, BLUE)
+        counts = [f"{n:,}" for n in part["objects"]]
         if both:
-            ax.bar(at + 0.2, part["precision"], 0.38, color=ORANGE, label="precision")
-        ax.set_xticks(at, [f"{group}\n(n = {n})" for group, n in zip(part["group"], part["objects"])], fontsize=9)
+            _bars(ax, at + 0.2, part, PRECISION, ORANGE)
+            counts = [f"{n} | {m:,.0f}" for n, m in zip(counts, part["predictions"])]
+        ax.set_xticks(at, [f"{group}\n{n}" for group, n in zip(part["group"], counts)], fontsize=9)
         ax.set(title=trait, xlim=(-0.6, len(part) - 0.4), ylim=(0, 1.02))
-        open_frame(ax, ylabel="fraction", xlabel="annotated objects of the group (n)")
+        open_frame(ax, ylabel="fraction", xlabel=f"annotated objects{' | predictions' if both else ''} of the group")
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
     return figure
 
 
+def _bars(ax, at: np.ndarray, part: pd.DataFrame, columns: tuple[str, ...], colour: str) -> None:
+    bars = spread(*(part[column].to_numpy(float) for column in columns))
+    label = f"{columns[0]}, 95 % interval"
+    ax.bar(at, part[columns[0]], 0.38, color=colour, yerr=bars, capsize=3, label=label)
+
+
 def _position_map(ax, part: pd.DataFrame) -> None:
     recall, n = part["recall"].to_numpy(float).reshape(3, 3), part["objects"].to_numpy().reshape(3, 3)
-    heat_map(ax, recall, lambda r, c: f"{recall[r, c]:.0%}\nn = {n[r, c]}" if n[r, c] else "n = 0")
+    heat_map(ax, recall, lambda r, c: f"{recall[r, c]:.0%}\nn = {n[r, c]:,}" if n[r, c] else "n = 0")
     ax.set_xticks(range(3), ["left", "centre", "right"])
     ax.set_yticks(range(3), ["top", "middle", "bottom"])
     ax.set(title="position: recall", xlabel="where the box's centre is", ylabel="in the photo")
@@ -103,7 +110,7 @@ def outcome_bars(objects: pd.DataFrame, most: int = 15) -> Figure:
         for name in share:
             ax.barh(range(len(share)), share[name], 0.7, left=left, color=COLOURS[name], label=name, edgecolor="white")
             left += share[name].to_numpy()
-        ax.set_yticks(range(len(share)), [f"{plain(key)} (n = {n})" for key, n in zip(order, table.sum(axis=1))])
+        ax.set_yticks(range(len(share)), [f"{plain(key)} (n = {n:,})" for key, n in zip(order, table.sum(axis=1))])
         ax.set(xlim=(0, 1), xlabel="fraction of the annotated objects", ylabel=label)
         ax.invert_yaxis()
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
@@ -138,7 +145,7 @@ def pair_bars(pairs: pd.DataFrame, most: int = 12) -> Figure:
     figure, ax = chart(9, 1.2 + 0.3 * len(pairs), xlabel="classification errors at the threshold")
     names = [f"{plain(a)} taken for {plain(b)}" for a, b in zip(pairs["class"], pairs["predicted_class"])]
     bars = ax.barh(names, pairs["errors"], color=COLOURS["classification"])
-    texts = [f"{n}  (mean score {s:.2f})" for n, s in zip(pairs["errors"], pairs["mean_score"])]
+    texts = [f"{n:,}  (mean score {s:.2f})" for n, s in zip(pairs["errors"], pairs["mean_score"])]
     ax.bar_label(bars, texts, padding=3, fontsize=9)
     ax.invert_yaxis()
     ax.set(ylabel="annotated and predicted class", xlim=(0, float(pairs["errors"].max()) * 1.3))

@@ -19,8 +19,8 @@ ADVICE = {
     "can be told apart",
     "localization": "train longer or at a larger image size, and give the box losses more weight; second boxes on an "
     "object that is found are as duplicates",
-    "both": "look at the pictures first: often it is another thing before or behind the annotated object, and then as "
-    "for background; half-learnt objects want more training",
+    "both": "look first whether an object without annotation stands on or before a larger one that has one (a cup on a "
+    "dining table), and then as for background; else whether the classes can be told apart",
     "duplicate": "a detection transformer should learn not to repeat itself: more training, auxiliary losses on; else "
     "suppress overlapping boxes of a class",
     "background": "look whether the objects are there and not annotated, or of a class that is not asked for; if they "
@@ -28,6 +28,7 @@ ADVICE = {
     "missed": "look at the sizes of the missed objects: a larger image size for small ones, more examples for rare "
     "classes; where many have a box below the threshold, also longer training",
 }
+ALIKE = 0.03  # median scores that differ by less are not ranked, however certain the difference is
 
 
 def at_threshold(a: Analysis) -> str:
@@ -87,9 +88,13 @@ def scores(a: Analysis) -> str:
     right = f"; correct ones have {correct.median():.2f}." if len(correct) else "."
     by_type = {name: part for name, part in false.groupby("type")["score"] if len(part) >= FEW}
     median = pd.Series({name: part.median() for name, part in by_type.items()}).sort_values(ascending=False)
-    if len(median) < 2 or false["score"].nunique() == 1 or kruskal(*by_type.values()).pvalue >= 0.01:
-        text = f"Half of the false predictions have a score of {false['score'].median():.2f} or more{right}"
-        return text + (" No type of error is clearly more confident than another." if len(median) > 1 else "")
+    text = f"Half of the false predictions have a score of {false['score'].median():.2f} or more{right}"
+    if len(median) < 2:
+        return text
+    if median.iloc[0] - median.iloc[-1] < ALIKE:
+        return f"{text} The types of error hardly differ (medians {median.iloc[-1]:.2f} to {median.iloc[0]:.2f})."
+    if kruskal(*by_type.values()).pvalue >= 0.01:
+        return f"{text} No type of error is clearly more confident than another."
     first, last = ((median.index[k], median.iloc[k]) for k in (0, -1))
     return (
         f"False predictions of the type **{first[0]}** are the most confident (median score {first[1]:.2f}; "
@@ -105,10 +110,11 @@ def confident(a: Analysis) -> str:
     sure = false[false["score"] > correct.median()]
     if not len(sure):
         return f"No false prediction is more confident than half of the correct ones ({correct.median():.2f})."
-    types = sure["type"].value_counts()
+    (first, n), *others = sure["type"].value_counts().items()
+    then = f", then {others[0][0]} ({others[0][1]:,})" if others else ""
     return (
         f"{len(sure):,} of {len(false):,} false predictions are more confident than half of the correct ones (score "
-        f"over {correct.median():.2f}); the most frequent type among them is **{types.index[0]}** ({types.iloc[0]:,})."
+        f"over {correct.median():.2f}); the most frequent type among them is **{first}** ({n:,}){then}."
     )
 
 
@@ -142,7 +148,7 @@ def by_trait(a: Analysis) -> str:
         best, worst = part.loc[part["recall"].idxmax()], part.loc[part["recall"].idxmin()]
         gap = best["recall"] - worst["recall"]
         if gap > 0 and chi2_contingency([part["found"], part["objects"] - part["found"]]).pvalue < 0.01:
-            groups = [f"{group['group']} {group['recall']:.0%}" for group in (best, worst)]
+            groups = [f"{group['group']}: {group['recall']:.0%}" for group in (best, worst)]
             certain.append((-gap, len(certain), f"by **{trait}** ({', '.join(groups)})"))
         elif gap > 0:
             chance.append(trait)
@@ -151,7 +157,8 @@ def by_trait(a: Analysis) -> str:
         text = f"Recall differs {_join([words for *_, words in sorted(certain)])}."
     if chance:
         text += f" Differences by {_join(chance)} may be chance (chi-squared test, p above 0.01)."
-    return text + f" Groups of fewer than {FEW} objects are left out here."
+    few = a.groups["objects"].between(1, FEW - 1).any()
+    return text + (f" Groups of fewer than {FEW} objects are left out here." if few else "")
 
 
 def small_objects(a: Analysis) -> str:
@@ -229,7 +236,8 @@ def priorities(a: Analysis) -> pd.DataFrame:
             "AP50 to gain": a.delta_ap[short],
             "AP50 then": tide_ap50(a) + a.delta_ap[short],
             "errors at the threshold": int((a.shown["type"] == name).sum()),
-            "most in": f"{gain[short].idxmax()} (+{gain[short].max():.3f})" if (gain[short] > 0).any() else "",
+            "most in": gain[short].idxmax() if (gain[short] > 0).any() else "",
+            "AP50 to gain there": max(gain[short].max(), 0.0) if len(gain) else 0.0,
             "what to try": ADVICE[name],
         }
         for name, short in TYPES.items()
@@ -264,10 +272,16 @@ def conclusions(a: Analysis) -> str:
     lines += ["", "**What would gain the most AP50, were it mended** (each alone: the gains do not add up):", ""]
     lines += [
         f"{rank}. **{row['type of error']}**: +{_points(row['AP50 to gain'])}, to {row['AP50 then']:.3f}"
-        f"{'; most in ' + escaped(row['most in']) if row['most in'] else ''}. To try: {row['what to try']}."
+        f"{_where(row)}. To try: {row['what to try']}."
         for rank, row in table.iterrows()
     ]
     return "\n".join(lines)
+
+
+def _where(row: pd.Series) -> str:
+    """The class of a row of :func:`priorities` that gains most."""
+    gain = _points(row["AP50 to gain there"])
+    return f"; most in {escaped(row['most in'])} (+{gain} of its own AP50)" if row["most in"] else ""
 
 
 def _percent(part, whole) -> str:

@@ -18,7 +18,8 @@ TRAITS = {  # trait: its groups, in the order of figures and tables
     "position": tuple(f"{row} {side}" for row in ("top", "middle", "bottom") for side in ("left", "centre", "right")),
 }
 TRAIT_RULES = {
-    "size": "area below 32², below 96², or more, in pixels of the original photo (COCO's rule)",
+    "size": "area below 32², below 96², or more, in pixels of the original photo: COCO's rule "
+    "(a prediction: its box's area)",
     "overlapping objects": "other annotated boxes that overlap its box",
     "objects in the photo": "annotated objects in its photo",
     "border": "a side of the box within 1 % of the photo's edge: the object is probably cut off there",
@@ -76,7 +77,7 @@ def _traits(verdicts: Verdicts, rows: pd.DataFrame, area: pd.Series) -> dict[str
 
 
 def group_table(verdicts: Verdicts, objects: pd.DataFrame, threshold: float) -> pd.DataFrame:
-    """A row per trait and group: objects, found, recall with its 95 % interval; predictions, correct, precision.
+    """A row per trait and group: objects, found, recall; predictions, correct, precision; each with its 95 % interval.
 
     Recall counts annotated objects and precision predictions with ``score >= threshold``, each under its own box's
     group. NaN where a group is empty; how many annotations overlap is known for annotations alone.
@@ -93,6 +94,7 @@ def group_table(verdicts: Verdicts, objects: pd.DataFrame, threshold: float) -> 
     table = pd.concat(parts, ignore_index=True)
     table["recall"], table["precision"] = table["found"] / table["objects"], table["correct"] / table["predictions"]
     table["recall_low"], table["recall_high"] = wilson(table["found"], table["objects"])
+    table["precision_low"], table["precision_high"] = wilson(table["correct"], table["predictions"])
     return table
 
 
@@ -144,10 +146,10 @@ def confused_pairs(errors: pd.DataFrame) -> pd.DataFrame:
 def label_candidates(verdicts: Verdicts, errors: pd.DataFrame, objects: pd.DataFrame, threshold: float) -> pd.DataFrame:
     """Errors where the annotation may be what is wrong: ``errors`` with a column ``question``, the most suspect first.
 
-    The rule: false predictions more confident than half of the correct ones at the threshold, either on background
-    ("not annotated?") or with IoU >= 0.7 on an object of another class ("wrong class?"); then missed objects, the
-    largest first, that no prediction of any score overlaps by 0.1, of a class and size of which most are found
-    ("nothing there?").
+    The rule: false predictions more confident than half of the correct ones at the threshold, either of the types
+    background and both ("not annotated?") or with IoU >= 0.7 on an object of another class ("wrong class?"); then
+    missed objects, the largest first, that no prediction of any score overlaps by 0.1, of a class and size of which
+    most are found ("nothing there?").
     """
     shown = verdicts.shown(threshold)
     scores = shown.loc[shown["kind"] == "correct", "score"]
@@ -155,7 +157,7 @@ def label_candidates(verdicts: Verdicts, errors: pd.DataFrame, objects: pd.DataF
     recall = (objects["outcome"] == "found").groupby([objects["class"], objects["size"].astype(str)]).transform("mean")
     usually_found = errors["annotation_id"].isin(objects.loc[recall > 0.5, "annotation_id"])
     questions = {
-        "not annotated?": confident & (errors["type"] == "background"),
+        "not annotated?": confident & errors["type"].isin(["background", "both"]),
         "wrong class?": confident & (errors["type"] == "classification") & (errors["iou"] >= 0.7),
         "nothing there?": (errors["type"] == "missed") & (errors["iou"] < 0.1) & usually_found,
     }

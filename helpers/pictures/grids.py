@@ -1,7 +1,5 @@
 """Pictures side by side. Each function but :func:`tile` returns a matplotlib figure and draws nothing to the screen."""
 
-import textwrap
-
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
@@ -12,19 +10,45 @@ from helpers.pictures.charts import note
 from helpers.pictures.colours import GREY
 from helpers.pictures.draw import Box, font_of, paint, show, visible_boxes
 
-SIDE, LETTERS = 300, 10  # pixels of a photo's longest side, four in a line, and of its labels
+SIDE, LETTERS = 300, 13  # pixels of a tile's width, four in a line, and of the labels in it
 
 
 def tile(picture: Image.Image, text: str, width: int, font_size: int = 12) -> Image.Image:
-    """``picture`` on white under ``text``, wrapped at ``width`` pixels; a line break in it stays."""
+    """``picture`` on white, in the middle of ``width`` pixels, under ``text``, wrapped; a line break in it stays."""
     font, step = font_of(font_size), round(1.3 * font_size)
-    letters = int(11 * width / font.getlength("an example "))
-    lines = [part for line in text.splitlines() for part in textwrap.wrap(line, letters)]
-    canvas = Image.new("RGB", (max(picture.width, width), picture.height + step * len(lines) + 6), "white")
+    width = max(picture.width, width)
+    lines = [part for line in text.splitlines() for part in _wrapped(line, font, width - 4)]
+    canvas = Image.new("RGB", (width, picture.height + step * len(lines) + 6), "white")
     for i, line in enumerate(lines):
         ImageDraw.Draw(canvas).text((2, 2 + step * i), line, fill="black", font=font)
-    canvas.paste(picture, (0, canvas.height - picture.height))
+    canvas.paste(picture, ((width - picture.width) // 2, canvas.height - picture.height))
     return canvas
+
+
+def _wrapped(line: str, font, width: int) -> list[str]:
+    """The words of ``line`` in lines of at most ``width`` pixels; a word that is longer is cut."""
+    lines = [""]
+    for word in line.split():
+        most = len(word) if font.getlength(word) <= width else max(int(width / font.getlength("W")), 1)
+        for part in (word[k : k + most] for k in range(0, len(word), most)):
+            longer = f"{lines[-1]} {part}".strip()
+            lines = [*lines[:-1], longer] if font.getlength(longer) <= width else [*lines, part]
+    return lines
+
+
+def box_for(sizes: list[tuple[int, int]], width: int = SIDE) -> tuple[int, int]:
+    """Width and height of the box that a sheet has for each of its photos, of ``sizes`` (width, height).
+
+    4:3, as most photos are, or higher where all of them are (a square at most): so a portrait photo does not leave
+    its neighbours white.
+    """
+    flattest = min((h / w for w, h in sizes), default=0.0)
+    return width, round(width * min(max(flattest, 0.75), 1.0))
+
+
+def side_in(box: tuple[int, int], width: int, height: int) -> int:
+    """The longest side of a photo of ``width`` x ``height`` that just fits into ``box``."""
+    return max(1, round(max(width, height) * min(box[0] / width, box[1] / height)))
 
 
 def sheet(tiles: list[Image.Image], columns: int, nothing: str = "There is no photo to show.") -> Figure:
@@ -48,10 +72,14 @@ def sheet(tiles: list[Image.Image], columns: int, nothing: str = "There is no ph
 
 def sample_grid(index: CocoIndex, n: int = 8, seed: int = 0) -> Figure:
     """``n`` photos of a split, chosen by the seed, with their boxes; crowd regions have thin ones."""
+    chosen = np.random.default_rng(seed).permutation(len(index))[:n]
+    box = box_for([(index.widths[i], index.heights[i]) for i in chosen])
     tiles = []
-    for i in np.random.default_rng(seed).permutation(len(index))[:n]:
-        photo = show(index, i, visible_boxes(index, i, [], 1.0), SIDE, font_size=LETTERS)
-        tiles.append(tile(photo, f"image {index.image_ids[i]}", SIDE))
+    for i in chosen:
+        boxes = visible_boxes(index, i, [], 1.0)
+        photo = show(index, i, boxes, side_in(box, index.widths[i], index.heights[i]), font_size=LETTERS)
+        text = "" if boxes else ": no objects of our classes"
+        tiles.append(tile(photo, f"image {index.image_ids[i]}{text}", SIDE))
     return sheet(tiles, columns=4)
 
 
@@ -62,10 +90,12 @@ def batch_grid(images: np.ndarray, boxes_xyxy: list[np.ndarray], names: list[lis
 
 def before_after(pictures: list[tuple[np.ndarray, np.ndarray, list[str]]], titles: list[str]) -> Figure:
     """Pictures side by side, or versions of one: (image, boxes_xyxy, class names) each."""
-    tiles = []
-    for (image, boxes, names), title in zip(pictures, titles):
+    photos, tiles = [Image.fromarray(image) for image, _, _ in pictures], []
+    box = box_for([photo.size for photo in photos])
+    for photo, (_, boxes, names), title in zip(photos, pictures, titles):
         boxes = [Box(tuple(xyxy), name) for xyxy, name in zip(boxes.tolist(), names)]
-        tiles.append(tile(paint(Image.fromarray(image), boxes, SIDE, font_size=LETTERS), title, SIDE))
+        photo = paint(photo, boxes, side_in(box, *photo.size), font_size=LETTERS)
+        tiles.append(tile(photo, title, SIDE))
     return sheet(tiles, columns=4)
 
 

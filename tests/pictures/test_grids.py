@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import io
+from unittest.mock import patch
 
 import numpy as np
+import orjson
 import pytest
 from PIL import Image, ImageColor
 
+from helpers.download.coco import read_index
 from helpers.files import ROOT
 from helpers.pictures.colours import PREDICTED, TRUTH
-from helpers.pictures.draw import Box, paint
-from helpers.pictures.grids import before_after, sheet, tile
+from helpers.pictures.draw import Box, font_of, paint
+from helpers.pictures.grids import _wrapped, before_after, box_for, sample_grid, sheet, tile
 
 RED, GREEN = ImageColor.getrgb(PREDICTED), ImageColor.getrgb(TRUTH)
 # Machado, Oliveira and Fernandes, "A Physiologically-based Model for Simulation of Color Vision Deficiency", 2009
@@ -74,7 +77,30 @@ def test_portrait_and_landscape_side_by_side():
     rows = np.flatnonzero(grey.sum(axis=1) > 100)  # of the photos, not of the letters
     assert (np.diff(rows) > 1).sum() == 1, "two lines of pictures with white between them"
     widths = [(grey[:, k * 306 : (k + 1) * 306].sum(axis=0) > 20).sum() for k in range(4)]
-    assert np.allclose(widths, [200, 300, 300, 300], atol=3) and drawn.shape[1] == 4 * 306
+    assert np.allclose(widths, [150, 300, 225, 300], atol=3) and drawn.shape[1] == 4 * 306
+    assert drawn.shape[0] < 2 * (225 + 90), "a portrait photo leaves its neighbours white"
+    assert box_for([(400, 400), (512, 512)]) == (300, 300) and box_for([(300, 400), (640, 480)]) == (300, 225)
+
+
+def test_captions_fill_their_tile():
+    """Lines that are counted in letters end at four fifths of it; a name without spaces leaves it."""
+    text, font = "duplicate: dining table 0.75 again: this one has a more confident one", font_of(12)
+    lines = _wrapped(text, font, 235)
+    assert " ".join(lines) == text and all(font.getlength(line) <= 235 for line in lines)
+    following = [after.split()[0] for after in lines[1:]]
+    assert all(font.getlength(f"{line} {word}") > 235 for line, word in zip(lines, following))
+    assert all(font.getlength(line) <= 235 for line in _wrapped("W" * 99, font, 235))
+
+
+def test_a_photo_without_objects_says_so(tmp_path):
+    """It looks like a box that was forgotten."""
+    Image.new("RGB", (40, 30)).save(tmp_path / "0.png")
+    image = {"id": 7, "width": 40, "height": 30, "file_name": "0.png"}
+    gt = {"images": [image], "annotations": [], "categories": [{"id": 1, "name": "cup"}]}
+    (tmp_path / "gt.json").write_bytes(orjson.dumps(gt))
+    with patch("helpers.pictures.grids.tile", wraps=tile) as drawn:
+        sample_grid(read_index(tmp_path / "gt.json", tmp_path))
+    assert drawn.call_args.args[1] == "image 7: no objects of our classes"
 
 
 def test_a_sheet_of_nothing_says_so():

@@ -112,5 +112,5 @@ def _same_cell_again(cfg: Config) -> bool:
 
 
 def process() -> str:
-    """This process, as no other one is called even when its number is given out again."""
-    return f"{os.getpid()} {psutil.Process().create_time():.2f}"
+    """This process, as no other one is called even when its number is given out again; of several, who started them."""
+    return os.environ.get("STARTED_BY") or f"{os.getpid()} {psutil.Process().create_time():.2f}"

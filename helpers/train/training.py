@@ -29,7 +29,7 @@ from helpers.index import open_split
 from helpers.metrics import Detections, coco_metrics, ground_truth
 from helpers.model import Detector, load_detector, parameter_groups, train_mode
 from helpers.schedule import MovingAverage
-from helpers.train import checkpoints, processes, run_folder
+from helpers.train import checkpoints, launch, processes, run_folder
 from helpers.train.fast_path import take_fast_path
 from helpers.train.faults import StopRequests, explained
 
@@ -81,12 +81,19 @@ def build(cfg: Config, paste: Callable | None = None) -> Run:
 def train(cfg: Config, on_flush: Callable[[Run], None] | None = None, paste: Callable | None = None) -> Run:
     """Train as the config says and leave the run's folder; ``on_flush`` is called whenever new losses are known.
 
-    ``paste`` is the step that ``cfg.copy_paste`` asks for, made by ``synthetic_data.on_the_fly``.
+    ``paste`` is the step that ``cfg.copy_paste`` asks for, made by ``synthetic_data.on_the_fly``. With ``processes``
+    others train, and the run that they leave is read; ``on_flush`` then sees its log.
 
     Raises UserError when the run exists already (unless ``resume`` or ``overwrite``) or is being trained by another
     process, when the data or the checkpoint is missing, for the faults that ``faults.explained`` knows, and when it is
     asked to stop (Ctrl-C, SIGTERM) after the checkpoint is written.
     """
+    if launch.wanted(cfg):
+        said = launch.train_in_processes(cfg, on_flush)
+        run = build(cfg)
+        _restore(run, cfg.run_dir / "checkpoint_last")
+        run.notes = said
+        return run
     with processes.together(), run_folder.only_process(cfg), explained(cfg):
         resume, sentences = processes.from_first(lambda: run_folder.start_from(cfg))
         run = build(cfg, paste)

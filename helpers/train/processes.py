@@ -26,7 +26,7 @@ from helpers.model import Detector
 from helpers.train.losses import batched_loss_for, whole_batch_loss
 
 LAST_WORDS = 3.0  # seconds in which the others say how they ended
-LOST = r"peer|[Cc]onnection|NCCL|Timed out|timed out"  # of a process, in the words of those who wait for it
+LOST = r"peer|[Cc]onnection|NCCL|[Tt]imed out|pair closure"  # of a process, in the words of those who wait for it
 
 
 def several() -> bool:

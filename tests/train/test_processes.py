@@ -255,3 +255,23 @@ def test_averaged_weights_norms_and_denoising(two):
     assert epoch["mAP"] > 0.05
     assert np.isclose(coco_metrics(ground_truth(val), found)["stats"]["mAP"], epoch["mAP"], atol=1e-6)
     assert np.isclose(losses["loss"], epoch["val_loss"], rtol=1e-4)
+
+
+def test_started_from_a_cell(alone):
+    """``processes=2`` starts them; the log is seen while they train, Ctrl-C writes the checkpoint, and the cell that
+    is run again goes on."""
+    cfg = alone["whole"].with_(batch_size=2, processes=2, run_name="cell", epochs=500, overwrite=False)
+    seen = []
+
+    def interrupt(run) -> None:
+        seen.append(len(run.losses))
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(UserError, match="Process 0 of 2: Stopped as asked after step") as stopped:
+        train(cfg, on_flush=interrupt)
+    step = int(str(stopped.value).split("after step ")[1].split()[0])
+    assert 0 < seen[0] <= step == len(table(cfg)) and (cfg.run_dir / "checkpoint_last" / "trainer_state.json").exists()
+    epochs = step // 4 + 1
+    run = train(cfg.with_(resume="auto", epochs=epochs))
+    assert run.epoch == epochs and len(run.losses) == run.step == 4 * epochs and len(run.epochs) == epochs
+    assert any(f"Going on from checkpoint_last (step {step}" in note for note in run.notes)

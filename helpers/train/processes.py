@@ -29,6 +29,10 @@ LAST_WORDS = 3.0  # seconds in which the others say how they ended
 LOST = r"peer|[Cc]onnection|NCCL|[Tt]imed out|pair closure"  # of a process, in the words of those who wait for it
 
 
+class Lost(RuntimeError):
+    """Another process cannot go on, so this one cannot."""
+
+
 def several() -> bool:
     return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
 
@@ -67,12 +71,17 @@ def gathered(value) -> list | None:
 
 
 def from_first(make: Callable):
-    """What ``make()`` gives in the first process, which alone calls it."""
+    """What ``make()`` gives in the first process, which alone calls it; the others lose it where that raises."""
     if not several():
         return make()
-    value = [None if rank() else make()]
-    distributed.broadcast_object_list(value, group=_cpus(distributed.group.WORLD))
-    return value[0]
+    told = [False, None]
+    try:
+        told = [True, None if rank() else make()]
+    finally:
+        distributed.broadcast_object_list(told, group=_cpus(distributed.group.WORLD))
+    if not told[0]:
+        raise Lost("The first process could not begin.")
+    return told[1]
 
 
 def same_statistics(model: nn.Module) -> None:
@@ -134,7 +143,7 @@ def _last_word(error: Exception) -> BaseException:
     """What this process leaves with, after all have said how they ended, or ``LAST_WORDS``."""
     with contextlib.suppress(ValueError):  # not the main thread
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the launcher ends everyone after the first
-    only_lost = isinstance(error, RuntimeError) and re.search(LOST, str(error))
+    only_lost = isinstance(error, Lost) or isinstance(error, RuntimeError) and re.search(LOST, str(error))
     mine = "" if only_lost else str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
     try:
         said = _exchange(mine)

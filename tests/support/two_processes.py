@@ -122,7 +122,9 @@ def main(folder: Path) -> None:
             continue
         ended = trained(job)
         (folder / f"{job['name']}.{rank}.json").write_text(json.dumps(ended))
-        if ended["status"] != "done" and job["fault"] != "kill":  # the next one begins without its last words
+        if job["fault"] in ("kill", "not finite"):
+            sys.exit(ended["status"] != "done")  # as a process that failed does: the others wait for it no longer
+        if ended["status"] != "done":  # the next one begins without its last words
             distributed.barrier()
             distributed.distributed_c10d._get_default_store().delete_key(f"ended/{rank}")
             distributed.barrier()

@@ -1,6 +1,6 @@
 """Two processes (gloo, on the CPU) against one that sees the same photos in a step: numbers, files, failures, resume.
 
-One start of ``torchrun`` does all trainings of two processes (tests/support/two_processes.py); those of one are done
+Two starts of ``torchrun`` do all trainings of two processes (tests/support/two_processes.py); those of one are done
 here.
 """
 
@@ -119,13 +119,15 @@ def two(alone, tmp_path_factory) -> Launched:
     }
     faults = {"told": "stop", "not_finite": "not finite", "killed": "kill"}
     plain = lambda cfg: {name: value for name, value in json.loads(cfg.model_dump_json()).items() if value is not None}
-    jobs = [{"name": name, "config": plain(cfg), "fault": faults.get(name)} for name, cfg in configs.items()]
-    (folder / "jobs.json").write_text(json.dumps([{"name": "gradients"}, *jobs]))
-    return Launched(folder, configs, launch(folder))
+    jobs = [{"name": "gradients"}]
+    jobs += [{"name": name, "config": plain(cfg), "fault": faults.get(name)} for name, cfg in configs.items()]
+    printed = launch(folder, [job for job in jobs if job["name"] == "not_finite"])
+    return Launched(folder, configs, printed + launch(folder, [job for job in jobs if job["name"] != "not_finite"]))
 
 
-def launch(folder: Path) -> str:
-    """Run the jobs of a folder; what was printed."""
+def launch(folder: Path, jobs: list[dict]) -> str:
+    """Run them in two processes, which end with the first that fails; what was printed."""
+    (folder / "jobs.json").write_text(json.dumps(jobs))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     script, env = ROOT / "tests" / "support" / "two_processes.py", {**os.environ, "OMP_NUM_THREADS": "1"}
     with open(folder / "printed.txt", "w+") as out:

@@ -141,20 +141,15 @@ def table(cfg: Config, name: str = "losses") -> pd.DataFrame:
     return found.drop(columns=["seconds", "photos_per_s", "peak_MB"], errors="ignore")
 
 
-def weights(cfg: Config, checkpoint: str = "last") -> dict:
-    return load_file(cfg.run_dir / f"checkpoint_{checkpoint}" / "model.safetensors")
-
-
 def assert_same_run(one: Config, other: Config) -> None:
-    """Every loss part of every step; the weights as far as AdamW lets them.
+    """Every loss part of every step, each of which hangs on all steps before, and the AP of every epoch.
 
-    A validation's loss hangs on how its photos lie in batches, its AP does not.
+    Not the validation's loss, which hangs on how photos lie in batches; nor the weights one by one: where the gradient
+    is nothing but rounding, AdamW makes a whole step of it.
     """
     pd.testing.assert_frame_equal(table(one), table(other), **TOLERANCE)
     for column in ("mAP", "train_loss"):
         assert np.allclose(table(one, "epochs")[column], table(other, "epochs")[column], **TOLERANCE)
-    a, b = weights(one), weights(other)
-    assert max(float((a[name] - b[name]).abs().max()) for name in a if a[name].is_floating_point()) < 1e-5
 
 
 def test_two_are_one(whole, alone, two):

@@ -50,6 +50,7 @@ class Config(pydantic.BaseModel):
     epochs: int = Field(25, ge=1)
     batch_size: int = Field(8, ge=1)
     grad_accumulation: int = Field(1, ge=1)
+    processes: int = Field(1, ge=1, le=64, description="that train together on this machine, one for each GPU")
     image_size: int = Field(512, ge=32, le=4096, description="longest side in pixels, or the square's side")
     augment: Literal["none", "light", "full", "strong"] = "full"
     lr: float = Field(1e-4, gt=0, le=1)

@@ -54,6 +54,7 @@ class Run:
     train: CocoIndex
     val: CocoIndex
     paste: Callable | None = None  # copy-paste in the loader, where ``cfg.copy_paste`` asks for it
+    stand_in: dict | None = None  # of several processes, the batch of one without a photo: all take part in each step
     epoch: int = 0  # epochs finished
     batch: int = 0  # batches of the current epoch that are done with
     step: int = 0  # optimizer steps finished, those that the scaler left out too
@@ -65,8 +66,8 @@ class Run:
 
     @property
     def steps_per_epoch(self) -> int:
-        batches = math.ceil(len(self.train) / self.cfg.batch_size) // self.accelerator.num_processes
-        return math.ceil(max(1, batches) / self.cfg.grad_accumulation)
+        batches = math.ceil(len(self.train) / (self.cfg.batch_size * self.accelerator.num_processes))
+        return math.ceil(batches / self.cfg.grad_accumulation)
 
     @property
     def total_steps(self) -> int:
@@ -100,7 +101,8 @@ def train_epoch(run: Run, stop: Callable[[], bool], log: Callable[[dict], None])
         run.batch += 1
         if batch["unreadable"]:
             run.notes.append(f"epoch {run.epoch + 1}: photos {batch['unreadable']} could not be read and were left out")
-        if batch["pixel_values"] is not None:
+        batch = batch if batch["pixel_values"] is not None else run.stand_in
+        if batch is not None:
             group.append(batch)
         if not group or (len(group) < cfg.grad_accumulation and run.batch < batches):
             continue
@@ -124,10 +126,11 @@ def train_step(run: Run, batches: list[dict]) -> dict[str, torch.Tensor]:
     """
     totals: dict[str, torch.Tensor] = {}
     losses = []
-    for batch in batches:
+    for k, batch in enumerate(batches, start=1):
+        exchange = contextlib.nullcontext() if k == len(batches) else run.accelerator.no_sync(run.model)
         with named_range("data"):
             inputs = run.detector.preprocess.to_device(batch, run.accelerator.device)
-        with named_range("forward"):
+        with exchange, named_range("forward"):  # several processes add up their gradients once a step
             output = _forward(run, inputs, batch)
         with named_range("backward"):
             run.accelerator.backward(output.loss / len(batches))
@@ -178,20 +181,26 @@ def photo_loader(
 
 
 def train_loader(run: Run, epoch: int, start: int = 0) -> DataLoader:
-    """An epoch's batches from number ``start`` on; this process's share where several train together."""
+    """An epoch's batches from number ``start`` on; of each, this process's share where several train together: the
+    last ones may get none.
+    """
     cfg, rank, world = run.cfg, run.accelerator.process_index, run.accelerator.num_processes
-    batches = epoch_batches(run.train, cfg.batch_size, cfg.seed, epoch)
-    batches = batches[: max(1, len(batches) // world) * world][rank::world][start:]
+    batches = epoch_batches(run.train, cfg.batch_size * world, cfg.seed, epoch)[start:]
+    batches = [batch[rank::world] for batch in batches]
     options = {"augment": augmentation(cfg.augment), "seed": cfg.seed, "epoch": epoch, "most_objects": run.most_objects}
     options["paste"] = run.paste
     return photo_loader(run.train, run.detector.preprocess, batches, cfg.num_workers, **options)
 
 
-def eval_loader(index: CocoIndex, preprocess: Preprocess, batch_size: int, num_workers: int) -> DataLoader:
-    """Batches of a split without augmentation; photos of like shape together, so that little is padding."""
+def eval_loader(
+    index: CocoIndex, preprocess: Preprocess, batch_size: int, num_workers: int, share: slice = slice(None)
+) -> DataLoader:
+    """A ``share`` of the batches of a split without augmentation; photos of like shape together, so that little is
+    padding.
+    """
     order = np.argsort(index.widths / index.heights, kind="stable")
     batches = [order[k : k + batch_size] for k in range(0, len(order), batch_size)]
-    return photo_loader(index, preprocess, batches, num_workers)
+    return photo_loader(index, preprocess, batches[share], num_workers)
 
 
 @torch.inference_mode()

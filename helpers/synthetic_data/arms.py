@@ -73,6 +73,7 @@ def arm_config(cfg: Config, share: float, seed: int, arm: str) -> Config:
         arms=(arm,),  # of the experiment, this run is one point: another list later leaves it what it is
         real_share=(share,),
         arm_seeds=(seed,),
+        processes=1,  # an arm's steps are counted in batches, and copy-paste trains in one process
         copy_paste=ARMS[arm].places if ARMS[arm].on_the_fly else "none",
         checkpoint="last",
         profile=False,

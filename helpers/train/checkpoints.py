@@ -18,6 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from helpers.files import UserError, sha256, write_json
+from helpers.train.processes import rank
 
 KEEP = 2  # resumable checkpoint_epoch_N folders that stay
 
@@ -90,13 +91,24 @@ def _sync(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def save_state(folder: Path, model, optimizer, scaler, progress: dict) -> None:
-    """The trainer's state: ``progress`` and plain numbers as JSON; raw weights, moments and RNG as safetensors."""
-    tensors = {f"model.{name}": tensor for name, tensor in _weights(model).items()}
-    tensors["rng.torch"] = torch.get_rng_state()
+def random_state() -> tuple[dict, dict]:
+    """Of PyTorch's generators as tensors, and of Python's and NumPy's as numbers."""
+    tensors = {"torch": torch.get_rng_state()}
     if torch.cuda.is_available():
-        tensors["rng.cuda"] = torch.cuda.get_rng_state()
-    numbers = {}
+        tensors["cuda"] = torch.cuda.get_rng_state()
+    return tensors, {"python": random.getstate(), "numpy": np.random.get_state()}
+
+
+def save_state(folder: Path, model, optimizer, scaler, progress: dict, states: list[tuple] | None = None) -> None:
+    """The trainer's state: ``progress`` and plain numbers as JSON; raw weights, moments and RNG as safetensors.
+
+    ``states``: the :func:`random_state` of each process, this one's unless given.
+    """
+    tensors = {f"model.{name}": tensor for name, tensor in _weights(model).items()}
+    numbers, generators = {}, {}
+    for number, (of_torch, others) in enumerate(states or [random_state()]):
+        tensors |= {f"rng.{name}{_mark(number)}": value for name, value in of_torch.items()}
+        generators |= {f"rng_{name}{_mark(number)}": value for name, value in others.items()}
     state = optimizer.state_dict()
     for index, values in state["state"].items():
         for name, value in values.items():
@@ -109,8 +121,7 @@ def save_state(folder: Path, model, optimizer, scaler, progress: dict) -> None:
     about = {
         **progress,
         "optimizer_numbers": numbers,
-        "rng_python": random.getstate(),
-        "rng_numpy": np.random.get_state(),
+        **generators,
         "groups": [{k: v for k, v in group.items() if k != "params"} for group in state["param_groups"]],
         "scaler": scaler.state_dict() if scaler is not None else None,
     }
@@ -136,14 +147,20 @@ def load_state(folder: Path, model, optimizer, scaler) -> dict:
     optimizer.load_state_dict(state)
     if scaler is not None and saved["scaler"]:
         scaler.load_state_dict(saved["scaler"])
-    torch.set_rng_state(tensors["rng.torch"])
-    if "rng.cuda" in tensors and torch.cuda.is_available():
-        torch.cuda.set_rng_state(tensors["rng.cuda"])
-    version, numbers, gauss = saved["rng_python"]
-    random.setstate((version, tuple(numbers), gauss))
-    name, key, *rest = saved["rng_numpy"]
-    np.random.set_state((name, np.array(key, dtype=np.uint32), *rest))
+    mark = _mark(rank())
+    if f"rng.torch{mark}" in tensors:  # else there were fewer processes, and this one begins a state of its own
+        torch.set_rng_state(tensors[f"rng.torch{mark}"])
+        if f"rng.cuda{mark}" in tensors and torch.cuda.is_available():
+            torch.cuda.set_rng_state(tensors[f"rng.cuda{mark}"])
+        version, numbers, gauss = saved[f"rng_python{mark}"]
+        random.setstate((version, tuple(numbers), gauss))
+        name, key, *rest = saved[f"rng_numpy{mark}"]
+        np.random.set_state((name, np.array(key, dtype=np.uint32), *rest))
     return saved
+
+
+def _mark(number: int) -> str:
+    return f".{number}" if number else ""  # of one process, the names are what they always were
 
 
 def _weights(model) -> dict[str, torch.Tensor]:

@@ -19,6 +19,7 @@ from helpers.config import Config
 from helpers.engine import SKIPPED_IN_A_ROW, NotFinite
 from helpers.files import UserError, write_json
 from helpers.train import checkpoints
+from helpers.train.processes import any_of, rank, several
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no room, a quota, a limit on file sizes
 # PyTorch's, cuBLAS' and cuDNN's words for it; only the first of them is always a torch.OutOfMemoryError
@@ -44,8 +45,9 @@ def explained(cfg: Config) -> Iterator[None]:
 
 def _not_finite(cfg: Config, error: NotFinite) -> str:
     """What a loss or a gradient that is no number means; its batches are kept, to be replayed."""
+    name = f"failed_batch_of_process_{rank()}" if rank() else "failed_batch"
     for k, batch in enumerate(error.batches, start=1):
-        folder = save_batch(cfg.run_dir / (f"failed_batch_{k}" if k > 1 else "failed_batch"), batch, error.step)
+        folder = save_batch(cfg.run_dir / (f"{name}_{k}" if k > 1 else name), batch, error.step)
     photos = ", ".join(str(image_id) for batch in error.batches for image_id in batch["image_ids"])
     lasting = f" for the {SKIPPED_IN_A_ROW}th step in a row" if error.lasting else ""
     return (
@@ -95,10 +97,13 @@ def _is_full(error: Exception) -> bool:
 
 
 class StopRequests:
-    """Turns Ctrl-C and SIGTERM into a request (``asked``) that the loop sees after its step."""
+    """Turns Ctrl-C and SIGTERM into a request (``asked``) that the loop sees after its step.
+
+    Several processes stop after the same step: what one was told, all know when they :meth:`agree`.
+    """
 
     def __enter__(self) -> StopRequests:
-        self.asked, self.old = False, {}
+        self.told, self.agreed, self.old = False, False, {}
         try:
             for number in (signal.SIGINT, signal.SIGTERM):
                 self.old[number] = signal.signal(number, self._ask)
@@ -107,7 +112,15 @@ class StopRequests:
         return self
 
     def _ask(self, *_) -> None:
-        self.asked = True
+        self.told = True
+
+    @property
+    def asked(self) -> bool:
+        return self.agreed if several() else self.told
+
+    def agree(self) -> bool:
+        self.agreed = any_of(self.told)
+        return self.agreed
 
     def __exit__(self, *_) -> None:
         for number, handler in self.old.items():
@@ -116,7 +129,7 @@ class StopRequests:
     def until(self, items: Iterable) -> Iterator:
         """The items, up to a stop request."""
         for item in items:
-            if self.asked:
+            if self.told:
                 return
             yield item
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 from transformers.image_transforms import center_to_corners_format
+from transformers.loss import loss_for_object_detection, loss_lw_detr, loss_rf_detr
 from transformers.loss.loss_for_object_detection import ForObjectDetectionLoss, _set_aux_loss
 from transformers.loss.loss_utils import LOSS_MAPPING
 
@@ -59,14 +60,14 @@ def batched_loss(
 
     wanted = torch.full(logits.shape[:3], none, device=logits.device)  # [L, B, Q]
     wanted.view(-1)[queries] = classes.flatten()[slots]
-    weight = logits.new_ones(none + 1)
-    weight[none].fill_(config.eos_coefficient)
+    weight = _class_weights(logits, labels, config)
     entropy = cross_entropy(logits.flatten(0, 2), wanted.flatten(), weight, reduction="none")  # [L * B * Q]
-    scale, found = _boxes_per_process(sum(sizes), logits.device), (logits.argmax(-1) != none).sum(-1)  # [L, B]
+    found = (logits.argmax(-1) != none).sum(-1)  # [L, B]
+    weights, count = _of_whole_batch(weight[wanted].flatten(1).sum(1), sum(sizes))
     parts = {
-        "loss_ce": entropy.view(len(layers), -1).sum(1) / weight[wanted].flatten(1).sum(1),
-        "loss_bbox": (matched - goals)[..., :4].abs().flatten(1).sum(1) / scale,
-        "loss_giou": (1 - _giou(matched[..., 4:], goals[..., 4:])).sum(1) / scale,
+        "loss_ce": entropy.view(len(layers), -1).sum(1) / weights,
+        "loss_bbox": (matched - goals)[..., :4].abs().flatten(1).sum(1) / count,
+        "loss_giou": (1 - _giou(matched[..., 4:], goals[..., 4:])).sum(1) / count,
         "cardinality_error": (found - (classes != none).sum(1)).abs().float().mean(1),
     }  # [L] each
     weighted = (
@@ -77,6 +78,13 @@ def batched_loss(
     rows = [dict(zip(parts, values)) for values in zip(*(part.unbind() for part in parts.values()))]
     named = {f"{name}_{i}": value for i, row in enumerate(rows[:-1]) for name, value in row.items()}
     return weighted.sum(), {**rows[-1], **named}, auxiliary
+
+
+def _class_weights(logits: Tensor, labels: list[dict], config) -> Tensor:
+    """[K + 1]; zero for a process that has no photo for the step."""
+    weight = logits.new_ones(config.num_labels + 1)
+    weight[config.num_labels].fill_(config.eos_coefficient)
+    return weight.zero_() if "absent" in labels[0] else weight
 
 
 def _both_formats(boxes_cxcywh: Tensor) -> Tensor:
@@ -135,10 +143,38 @@ def _giou(a_xyxy: Tensor, b_xyxy: Tensor) -> Tensor:
     return overlap / union - (hull - union) / hull
 
 
-def _boxes_per_process(count: int, device: torch.device) -> Tensor | float:
-    """What the box losses are divided by: the number of objects, where several processes train together on the device
-    and averaged as the library does it.
+def _of_whole_batch(weights: Tensor, count: int) -> tuple[Tensor, Tensor | float]:
+    """What the sums over classes (``weights`` [L]) and boxes (``count`` objects) are divided by.
+
+    Where several processes train together it is the mean of theirs: the mean of their losses and gradients is then
+    that of the whole batch. In a validation each has batches of its own.
     """
-    if not PartialState._shared_state or PartialState().num_processes == 1:
-        return max(1.0, count)
-    return (reduce(torch.full((), float(count), device=device)) / PartialState().num_processes).clamp(min=1)
+    if not torch.is_grad_enabled() or not PartialState._shared_state or PartialState().num_processes == 1:
+        return weights, max(1.0, count)
+    both = reduce(torch.cat([weights, weights.new_full((1,), float(count))]))
+    return both[:-1].clamp(min=1e-9), both[-1].clamp(min=1 / PartialState().num_processes)
+
+
+def whole_batch_loss(loss_function: Callable) -> Callable:
+    """A loss of the library that is divided by the number of objects, divided by that of all processes' batches.
+
+    Left alone, some losses of transformers 5.23 divide by this process's own (RT-DETR, D-FINE, DEIMv2), one by all
+    (LW-DETR), and one by it and then by the number of processes once more (Deformable and Conditional DETR): they are
+    kept from it here. Not exactly the whole batch's is D-FINE's ``loss_ddf``, a mean of its own over each process's.
+    """
+    for module in (loss_for_object_detection, loss_lw_detr, loss_rf_detr):
+        for name in ("is_accelerate_available", "_is_torch_distributed_initialized"):
+            if hasattr(module, name):
+                setattr(module, name, lambda: False)
+
+    def computed(logits: Tensor, labels: list[dict], device, pred_boxes: Tensor, config, *args, **kwargs):
+        loss, parts, auxiliary = loss_function(logits, labels, device, pred_boxes, config, *args, **kwargs)
+        if torch.is_grad_enabled():
+            count = sum(len(photo["boxes"]) for photo in labels) * getattr(config, "group_detr", 1)
+            mine = 0.0 if "absent" in labels[0] else max(1.0, count)
+            _, all_of_them = _of_whole_batch(logits.new_ones(1), count)
+            loss = loss * (mine / all_of_them)
+            parts = {name: value * (mine / all_of_them) for name, value in parts.items()}
+        return loss, parts, auxiliary
+
+    return computed

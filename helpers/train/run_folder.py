@@ -11,15 +11,17 @@ import psutil
 from helpers.config import Config
 from helpers.files import UserError, locked
 from helpers.train import checkpoints
+from helpers.train.processes import rank, world
 
-ORDER = ("batch_size", "grad_accumulation", "seed", "max_train_images", "data_source")  # an epoch's batches
+# What decides over an epoch's batches
+ORDER = ("batch_size", "processes", "grad_accumulation", "seed", "max_train_images", "data_source")
 TAKEN = (*ORDER, "image_size", "epochs", "augment", "scheduler", "warmup_ratio", "clip_norm", "ema", "precision")
 KEPT = ("lr", "lr_head", "lr_backbone", "weight_decay")  # of the optimizer's state
 
 
 def only_process(cfg: Config):
     """A lock on the run's name; where several processes train one run together, the first of them has it."""
-    if int(os.environ.get("RANK", 0)):
+    if rank():
         return contextlib.nullcontext()
     return locked(
         cfg.output_dir / f".{cfg.run_name}.lock",
@@ -62,7 +64,10 @@ def changed_settings(cfg: Config, folder: Path) -> list[str]:
         within = orjson.loads((folder / "trainer_state.json").read_bytes())["batch"] > 0
     except (OSError, ValueError, KeyError, TypeError):
         return []
-    now = cfg.as_json()
+    before, now = {"processes": 1, **before}, as_trained(cfg)
+    photos = [values.get("batch_size", 0) * values["processes"] for values in (before, now)]
+    if photos[0] == photos[1]:  # the same ones in a step, shared out in another way
+        before |= {name: now[name] for name in ("batch_size", "processes")}
     changed = {name: f"{name}={before[name]}" for name in TAKEN + KEPT if name in before and before[name] != now[name]}
     order = [text for name, text in changed.items() if name in ORDER]
     if within and order:
@@ -76,6 +81,11 @@ def changed_settings(cfg: Config, folder: Path) -> list[str]:
     if kept:
         sentences.append(f"The checkpoint's own {', '.join(kept)} stay, a resumed run does not change them.")
     return sentences
+
+
+def as_trained(cfg: Config) -> dict:
+    """The config as it is kept, with the number of processes that there are."""
+    return {**cfg.as_json(), "processes": world()}
 
 
 def empty(cfg: Config) -> None:
@@ -96,9 +106,9 @@ def _same_cell_again(cfg: Config) -> bool:
         asked = orjson.loads((cfg.run_dir / "config.json").read_bytes())
     except (OSError, ValueError, KeyError):
         return False
-    return started == process() and asked == cfg.as_json()
+    return started == process() and asked == as_trained(cfg)
 
 
 def process() -> str:
-    """This process, as no other one is called even when its number is given out again."""
-    return f"{os.getpid()} {psutil.Process().create_time():.2f}"
+    """This process, as no other one is called even when its number is given out again; of several, who started them."""
+    return os.environ.get("STARTED_BY") or f"{os.getpid()} {psutil.Process().create_time():.2f}"

@@ -8,6 +8,7 @@ the same.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -25,10 +26,10 @@ from helpers.devices import autocast, environment, peak_megabytes, pick_device, 
 from helpers.engine import Run, eval_loader, predict, train_epoch
 from helpers.files import UserError, read_table, write_atomic, write_json
 from helpers.index import open_split
-from helpers.metrics import coco_metrics, ground_truth
+from helpers.metrics import Detections, coco_metrics, ground_truth
 from helpers.model import Detector, load_detector, parameter_groups, train_mode
 from helpers.schedule import MovingAverage
-from helpers.train import checkpoints, run_folder
+from helpers.train import checkpoints, launch, processes, run_folder
 from helpers.train.fast_path import take_fast_path
 from helpers.train.faults import StopRequests, explained
 
@@ -64,8 +65,10 @@ def build(cfg: Config, paste: Callable | None = None) -> Run:
     optimizer = torch.optim.AdamW(parameter_groups(detector, cfg), fused=True)
     for group in optimizer.param_groups:
         group["base_lr"] = group["lr"]
+    stand_in = processes.get_ready(accelerator, detector, cfg.seed)
     model, optimizer = accelerator.prepare(detector.model, optimizer)
-    run = Run(cfg, accelerator, detector, model, averaged, optimizer, train, val, paste, notes=[note] if note else [])
+    run = Run(cfg, accelerator, detector, model, averaged, optimizer, train, val, paste, stand_in)
+    run.notes += [note] if note else []
     crowded = int((np.diff(train.starts) > run.most_objects).sum()) if run.most_objects else 0
     if crowded:
         run.notes.append(
@@ -78,27 +81,35 @@ def build(cfg: Config, paste: Callable | None = None) -> Run:
 def train(cfg: Config, on_flush: Callable[[Run], None] | None = None, paste: Callable | None = None) -> Run:
     """Train as the config says and leave the run's folder; ``on_flush`` is called whenever new losses are known.
 
-    ``paste`` is the step that ``cfg.copy_paste`` asks for, made by ``synthetic_data.on_the_fly``.
+    ``paste`` is the step that ``cfg.copy_paste`` asks for, made by ``synthetic_data.on_the_fly``. With ``processes``
+    others train, and the run that they leave is read; ``on_flush`` then sees its log.
 
     Raises UserError when the run exists already (unless ``resume`` or ``overwrite``) or is being trained by another
     process, when the data or the checkpoint is missing, for the faults that ``faults.explained`` knows, and when it is
     asked to stop (Ctrl-C, SIGTERM) after the checkpoint is written.
     """
-    with run_folder.only_process(cfg), explained(cfg):
-        resume, sentences = run_folder.start_from(cfg)
+    if launch.wanted(cfg):
+        said = launch.train_in_processes(cfg, on_flush)
+        run = build(cfg)
+        _restore(run, cfg.run_dir / "checkpoint_last")
+        run.notes = said
+        return run
+    with processes.together(), run_folder.only_process(cfg), explained(cfg):
+        resume, sentences = processes.from_first(lambda: run_folder.start_from(cfg))
         run = build(cfg, paste)
         run.notes += sentences
         if resume:
             _restore(run, resume)
-        else:
-            run_folder.empty(cfg)  # only now: a misspelt model must not cost the run before
-        write_json(cfg.run_dir / "config.json", cfg.as_json())
-        write_json(cfg.run_dir / "environment.json", {**environment(), "process": run_folder.process()})
+        if processes.rank() == 0:
+            if not resume:
+                run_folder.empty(cfg)  # only now: a misspelt model must not cost the run before
+            write_json(cfg.run_dir / "config.json", run_folder.as_trained(cfg))
+            write_json(cfg.run_dir / "environment.json", {**environment(), "process": run_folder.process()})
         with StopRequests() as stop, _tensorboard(run) as board:
             while run.epoch < cfg.epochs and not stop.asked:
                 began = time.perf_counter()
                 with _Log(run, board, on_flush) as log:
-                    train_epoch(run, lambda: stop.asked, log)
+                    train_epoch(run, stop.agree, log)
                 run.seconds += time.perf_counter() - began
                 _finish_epoch(run, stop, board)
             if run.epoch < cfg.epochs:
@@ -119,7 +130,8 @@ class _Log:
     def __enter__(self) -> _Log:
         run, epoch = self.run, f"epoch {self.run.epoch + 1}/{self.run.cfg.epochs}"
         done = run.batch // run.cfg.grad_accumulation
-        self.bar = tqdm(total=run.steps_per_epoch, initial=done, desc=epoch, unit="step", **BAR)
+        bar = {"total": run.steps_per_epoch, "initial": done, "desc": epoch, "unit": "step", **BAR}
+        self.bar = tqdm(**bar, disable=self.board is None)
         return self
 
     def __exit__(self, kind, *_) -> None:
@@ -136,8 +148,9 @@ class _Log:
     def _flush(self) -> None:
         rows, self.waiting = self.waiting, []
         names = [name for name in rows[0] if torch.is_tensor(rows[0][name])]
-        values = torch.stack([torch.stack([row[name].float() for name in names]) for row in rows]).cpu().tolist()
-        for row, numbers in zip(rows, values):
+        values = torch.stack([torch.stack([row[name].float() for name in names]) for row in rows])
+        values = self.run.accelerator.reduce(values, "mean") if processes.several() else values
+        for row, numbers in zip(rows, values.cpu().tolist() if self.board else ()):
             row |= zip(names, numbers)
             if row.get("skipped"):
                 row["grad_norm"] = float("nan")  # the scaler left the step out, whose gradient was no number
@@ -145,6 +158,8 @@ class _Log:
             for name, value in row.items():
                 if name not in ("step", "epoch"):
                     self.board.add_scalar(f"train/{name}", value, row["step"])
+        if self.board is None:
+            return
         memory = {"peak_MB": f"{peak_megabytes():.0f}"} if torch.cuda.is_available() else {}
         self.bar.set_postfix(loss=f"{rows[-1]['loss']:.3f}", **memory)
         if self.on_flush:
@@ -154,13 +169,33 @@ class _Log:
 def _finish_epoch(run: Run, stop: StopRequests, board) -> None:
     """Validate, log and save, unless asked to stop. The log is written with the checkpoint, so the two always agree."""
     cfg, epoch, detector = run.cfg, run.epoch + 1, run.detector
-    loader = eval_loader(run.val, detector.preprocess, cfg.batch_size, cfg.num_workers)
-    loader = tqdm(stop.until(loader), total=len(loader), desc="validation", unit="batch", leave=False, **BAR)
+    processes.same_statistics(run.eval_model)
+    share = slice(processes.rank(), None, processes.world())
+    loader = eval_loader(run.val, detector.preprocess, cfg.batch_size, cfg.num_workers, share)
+    bar = {"total": len(loader), "desc": "validation", "unit": "batch", "leave": False, "disable": board is None}
+    loader = tqdm(stop.until(loader), **bar, **BAR)
     how = {"device": run.accelerator.device, "autocast": autocast(cfg.precision), "with_loss": True}
     categories = run.val.category_ids
     detections, parts = predict(run.eval_model, detector.processor, detector.preprocess, loader, categories, **how)
-    if stop.asked:
+    if stop.agree():
         return
+    everyones = processes.gathered((detections, parts, run.notes))
+    if everyones:
+        _log_epoch(run, board, everyones)
+    run.epoch, run.batch, run.seconds = epoch, 0, 0.0
+    folder = save_checkpoint(run, board, cfg.run_dir / f"checkpoint_epoch_{epoch}")
+    if everyones:
+        _publish(run, folder)
+        checkpoints.drop_old(cfg.run_dir, epoch)
+
+
+def _log_epoch(run: Run, board, shares: list[tuple]) -> None:
+    """An epoch's row, of the detections, mean losses and notes of each process: the losses count by photos."""
+    epoch, detections = run.epoch + 1, Detections.joined([found for found, *_ in shares])
+    read = [len(np.unique(found.image_id)) for found, *_ in shares]  # photos: each has detections
+    names = max((parts for _, parts, _ in shares), key=len)
+    parts = {name: sum(n / sum(read) * part[name] for n, (_, part, _) in zip(read, shares) if part) for name in names}
+    run.notes[:] = dict.fromkeys(note for *_, notes in shares for note in notes)
     trained = pd.DataFrame([r for r in run.losses if r["epoch"] == epoch]).filter(like="loss").mean()
     row = trained.add_prefix("train_").to_dict() | {f"val_{name}": value for name, value in parts.items()}
     stats = coco_metrics(ground_truth(run.val), detections)["stats"]
@@ -169,19 +204,19 @@ def _finish_epoch(run: Run, stop: StopRequests, board) -> None:
     run.epochs.append({"epoch": epoch, "step": run.step, **row})
     for name, value in row.items():
         board.add_scalar(f"epoch/{name}", value, run.step)
-    run.epoch, run.batch, run.seconds = epoch, 0, 0.0
-    _publish(run, save_checkpoint(run, board, cfg.run_dir / f"checkpoint_epoch_{epoch}"))
-    checkpoints.drop_old(cfg.run_dir, epoch)
 
 
 def save_checkpoint(run: Run, board, folder: Path) -> Path:
-    """A Hugging Face folder with the trainer's state in it, and the logs up to here."""
+    """A Hugging Face folder with the trainer's state in it, and the logs up to here; the first process writes it."""
+    states = processes.gathered(checkpoints.random_state())
+    if states is None:
+        return folder
     progress = {name: getattr(run, name) for name in PROGRESS}
     progress["averaged"] = run.averaged.count if run.averaged is not None else 0
 
     def fill(target: Path) -> None:
         Detector(run.eval_model, run.detector.processor, run.detector.preprocess).save(target)
-        checkpoints.save_state(target, run.detector.model, run.optimizer, run.accelerator.scaler, progress)
+        checkpoints.save_state(target, run.detector.model, run.optimizer, run.accelerator.scaler, progress, states)
 
     write_atomic(run.cfg.run_dir / "losses.csv", pd.DataFrame(run.losses).to_csv(index=False))
     write_atomic(run.cfg.run_dir / "epochs.csv", pd.DataFrame(run.epochs).to_csv(index=False))
@@ -212,14 +247,16 @@ def _restore(run: Run, folder: Path) -> None:
         table = folder.parent / f"{name}.csv"
         rows = read_table(table).to_dict("records") if table.exists() and table.stat().st_size > 1 else []
         setattr(run, name, [row for row in rows if row["step"] <= run.step])
-    if not run.batch:  # a kill may have come before these
+    if not run.batch and processes.rank() == 0:  # a kill may have come before these
         _publish(run, folder)
         checkpoints.drop_old(run.cfg.run_dir, run.epoch, later=False)
     run.notes.append(f"Going on from {folder.name} (step {run.step} of {run.total_steps}).")
 
 
 def _tensorboard(run: Run):
-    """TensorBoard's writer; events after the resumed step are hidden there."""
+    """TensorBoard's writer, of the first process; events after the resumed step are hidden there."""
+    if processes.rank():
+        return contextlib.nullcontext()
     from torch.utils.tensorboard import SummaryWriter
 
     return SummaryWriter(run.cfg.output_dir / "runs" / run.cfg.run_name, purge_step=run.step + 1 if run.step else None)

@@ -136,7 +136,8 @@ def test_logits_that_are_no_numbers_are_not_hidden():
 
 
 def test_several_processes_share_the_normalisation(monkeypatch):
-    """Each process's box losses are divided by what the library divides them by, also where this one has no object."""
+    """Box losses are divided by the mean of all processes' objects, also where this one has none, and in a validation
+    by its own. The library divides once more by the number of processes."""
 
     class Two:
         _shared_state, num_processes = {"num_processes": 2}, 2
@@ -144,15 +145,21 @@ def test_several_processes_share_the_normalisation(monkeypatch):
     def reduced(tensor):  # the other process has nine objects
         return (tensor + 9) / 2
 
-    for module in (theirs, losses):
-        monkeypatch.setattr(module, "PartialState", Two)
-        monkeypatch.setattr(module, "reduce", reduced)
-    for sizes in ([3, 5], [0]):
+    for sizes, share in (([3, 5], 8 / 8.5), ([0], 1 / 4.5)):
         case = *made(sizes), config(True)
-        loss, parts, *_ = computed(theirs.ForObjectDetectionLoss, *case)
-        our_loss, our_parts, *_ = computed(batched_loss, *case)
-        torch.testing.assert_close(our_loss, loss, rtol=1e-6, atol=0)
-        torch.testing.assert_close(our_parts["loss_bbox"], parts["loss_bbox"], rtol=1e-6, atol=0)
+        alone, of_alone, *_ = computed(batched_loss, *case)
+        for module in (theirs, losses):
+            monkeypatch.setattr(module, "PartialState", Two)
+            monkeypatch.setattr(module, "reduce", reduced)
+        _, parts, *_ = computed(batched_loss, *case)
+        _, their_parts, *_ = computed(theirs.ForObjectDetectionLoss, *case)
+        torch.testing.assert_close(parts["loss_bbox"], of_alone["loss_bbox"] * share, rtol=1e-6, atol=0)
+        torch.testing.assert_close(parts["loss_bbox"] * 2, their_parts["loss_bbox"], rtol=1e-6, atol=0)
+        logits, boxes, labels = case[:3]
+        with torch.no_grad():
+            unshared, *_ = batched_loss(logits[-1], labels, logits.device, boxes[-1], case[3], logits, boxes)
+        assert torch.equal(unshared, alone)
+        monkeypatch.undo()
 
 
 def emulated(loss_function, sizes: list[int]) -> EmulatedGpu:

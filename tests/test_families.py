@@ -233,7 +233,7 @@ def test_other_notebooks_can_look_at_it(family, loaded, coco_source):
     """Its cost (04), what its backbone makes of a photo (06), where a query looks (03)."""
     asked = [p.requires_grad for p in loaded.model.parameters()]
     with torch.inference_mode():
-        assert flops(loaded, first(collated(loaded.preprocess, photos()), 1)) > 1e6
+        assert flops(loaded, first(collated(loaded.preprocess, photos()), 1), "cpu") > 1e6
     assert asked == [p.requires_grad for p in loaded.model.parameters()]
     seen = features(loaded, photos()[0]["image"])
     assert len(seen) > 10 and np.isfinite(seen).all()

@@ -153,8 +153,9 @@ class _SampledPoints(TorchFunctionMode):
 
 @contextlib.contextmanager
 def _attention_weights(model):
-    """The plain implementation of attention for a while: the fused ones do not return weights."""
-    before = model.config._attn_implementation
+    """The plain implementation of attention for a while: the fused ones do not return weights. A backbone has its own."""
+    parts = {name: getattr(model.config, name, None) for name in model.config.sub_configs}
+    before = {name: part._attn_implementation for name, part in {"": model.config, **parts}.items() if part is not None}
     model.set_attn_implementation("eager")
     try:
         yield

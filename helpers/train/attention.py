@@ -153,7 +153,7 @@ class _SampledPoints(TorchFunctionMode):
 
 @contextlib.contextmanager
 def _attention_weights(model):
-    """The plain implementation of attention for a while: the fused ones do not return weights. A backbone has its own."""
+    """The plain implementation of attention for a while: fused ones return no weights. A backbone has its own."""
     parts = {name: getattr(model.config, name, None) for name in model.config.sub_configs}
     before = {name: part._attn_implementation for name, part in {"": model.config, **parts}.items() if part is not None}
     model.set_attn_implementation("eager")

@@ -185,8 +185,8 @@ def test_bf16_costs_no_accuracy(cfg, evaluated):
 
 
 def test_fiftyones_map_is_ours(cfg, evaluated, tmp_path):
-    """FiftyOne's own COCO evaluation of the same boxes of 64 photos, and every box that it judges otherwise."""
-    settings = {"coco_root": str(COCO_REAL), "model": str(TRAINED), "classes": list(cfg.classes), "max_val_images": 64}
+    """FiftyOne's own COCO evaluation of the same boxes of 16 photos, and every box that it judges otherwise."""
+    settings = {"coco_root": str(COCO_REAL), "model": str(TRAINED), "classes": list(cfg.classes), "max_val_images": 16}
     folders = {"data_dir": str(tmp_path / "data"), "output_dir": str(tmp_path / "out")}
     part = load_config("photos", **settings, **folders)
     prepare(part)
@@ -195,5 +195,5 @@ def test_fiftyones_map_is_ours(cfg, evaluated, tmp_path):
     detections = [row for row in evaluated[1] if row["image_id"] in there]
     save_detections(part.run_dir / "detections_val2017.json", detections)
     answer = in_fiftyone(JOB, {"preset": "photos", **settings, **folders}, tmp_path, timeout=600)
-    assert len(index) == 64 and abs(answer["mAP"] - coco_metrics(gt, detections)["stats"]["mAP"]) < 0.001
+    assert len(index) == 16 and abs(answer["mAP"] - coco_metrics(gt, detections)["stats"]["mAP"]) < 0.001
     assert disagreements(gt, judge(gt, detections), answer["boxes"])["unexplained"] == 0

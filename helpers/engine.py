@@ -254,7 +254,8 @@ def to_coco(
         torch.cat([result[name][order] for result, order in zip(results, orders)]).double().numpy()
         for name in ("scores", "labels", "boxes")
     )
-    bbox = np.hstack([boxes_xyxy[:, :2], boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]])
+    # D-FINE's edges are distances from a point and may cross: such a box covers nothing, and a side is never negative
+    bbox = np.hstack([boxes_xyxy[:, :2], np.maximum(boxes_xyxy[:, 2:] - boxes_xyxy[:, :2], 0)])
     image_id = np.repeat(np.array(image_ids, np.int64), [len(order) for order in orders])
     label = label.astype(np.int64)
     asked = np.array([category is not None for category in category_ids])[label]

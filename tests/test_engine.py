@@ -1,6 +1,7 @@
 """The training loop: schedule, determinism, resume, refusals and faults."""
 
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -9,6 +10,7 @@ import tiny
 import torch
 from safetensors.torch import load_file
 
+from helpers.engine import to_coco
 from helpers.files import UserError
 from helpers.schedule import MovingAverage, lr_factor
 from helpers.train import run_folder
@@ -180,3 +182,13 @@ def test_fp16_without_a_gpu_says_so(base):
         pytest.fail("this test is for machines without a GPU; give it one that hides it: CUDA_VISIBLE_DEVICES=")
     run = train(base["detr"].with_(run_name="fp16", precision="fp16", epochs=1))
     assert any("needs a GPU" in note for note in run.notes)
+
+
+def test_edges_that_cross_are_a_box_of_no_area():
+    """A trained D-FINE gave one box of 30,900 a height of -27 pixels, which other COCO tools refuse."""
+    crossed = torch.tensor([[10.0, 40.0, 30.0, 20.0], [0.0, 0.0, 5.0, 8.0]])
+    result = {"scores": torch.tensor([0.2, 0.9]), "labels": torch.tensor([0, 0]), "boxes": crossed}
+    processor = SimpleNamespace(post_process_object_detection=lambda *_, **__: [result])
+    output = SimpleNamespace(logits=torch.zeros(1, 2, 1), pred_boxes=torch.zeros(1, 2, 4))
+    found = to_coco(output, processor, [7], torch.tensor([[50, 50]]), [3])
+    assert [row["bbox"] for row in found] == [[0.0, 0.0, 5.0, 8.0], [10.0, 40.0, 20.0, 0.0]]

@@ -52,8 +52,8 @@ def error_crop(index: CocoIndex, row: dict, size: int = 520) -> Image.Image:
     about = xywh_to_xyxy(np.vstack([bbox, index.bbox[rows[meant]]]))
     region = _with_context(about, int(index.widths[i]), int(index.heights[i]))
     near = rows[~meant & (intersection(index.boxes_xyxy[rows], np.array([region], dtype=float))[:, 0] > 0)]
-    name = lambda k: f"crowd of {index.classes[index.labels[k]]}" if index.iscrowd[k] else ""
-    boxes = [Box.of(index.bbox[k], name(k), False, 1) for k in near] + boxes
+    name = lambda k: f"crowd: {index.classes[index.labels[k]]}" if index.iscrowd[k] else ""
+    boxes = [Box.of(index.bbox[k], name(k), False, 1, bool(index.iscrowd[k])) for k in near] + boxes
     return show(index, i, boxes, size, region, max(round(size / 26), 12))
 
 

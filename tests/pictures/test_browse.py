@@ -286,7 +286,7 @@ def test_drawing_time_is_written_down(index, detections, record_property):
 
 
 def test_crowded_photo_keeps_its_small_objects_in_sight():
-    """Forty plates hid forty books: where labels are many, a box smaller than its own has none, and none hides it."""
+    """Forty plates hid forty books: where labels are many, a box smaller than its own has none."""
     photo = Image.new("RGB", (320, 240), "white")
     books = [draw_module.Box((10 + 15 * k, 40, 22 + 15 * k, 60), "book") for k in range(20)]
     large = draw_module.Box((5, 80, 300, 230), "dining table")
@@ -301,6 +301,6 @@ def test_crowded_photo_keeps_its_small_objects_in_sight():
 def test_crowd_region_is_dotted():
     """It is no object to be found: solid would say so."""
     photo = Image.new("RGB", (100, 100), "black")
-    painted = np.asarray(draw_module.paint(photo, [draw_module.Box((10, 10, 90, 90), "", False, 1)], 100))
+    painted = np.asarray(draw_module.paint(photo, [draw_module.Box((10, 10, 90, 90), "", dotted=True)], 100))
     line = (painted[8:13, 12:88] == GREEN).all(axis=2).any(axis=0)
     assert 0.2 < line.mean() < 0.6

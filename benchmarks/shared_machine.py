@@ -1,10 +1,10 @@
-"""The demo's training beside 0, 1 and 2 busy neighbours, as threads come and as ours wait: ``python
+"""The demo's training beside 0, 1 and 2 busy neighbours, as threads come and as they can be told to wait: ``python
 benchmarks/shared_machine.py``.
 
 OpenMP's threads spin while they wait for each other; beside a neighbour the one that is waited for has no core, and the
-other burns its own. With ``OMP_WAIT_POLICY=PASSIVE``, which ``import helpers`` sets, a waiting thread sleeps. Every
-measurement is a process of its own, the sides take turns. The fair share of a training with T threads beside N
-neighbours is T / (T + N) of what it does alone, as soon as there are more of them than cores.
+other burns its own. With ``OMP_WAIT_POLICY=PASSIVE`` a waiting thread sleeps, which costs an idle machine the time of
+waking it. Every measurement is a process of its own, the sides take turns. The fair share of a training with T threads
+beside N neighbours on C cores is C / (T + N) of what it does alone, once there are more of them than cores.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import time
 SIDES = {  # what is set in the training's environment
     "as they come": {},
     "GOMP_SPINCOUNT=10000": {"GOMP_SPINCOUNT": "10000"},
-    "ours": {"OMP_WAIT_POLICY": "PASSIVE"},
+    "OMP_WAIT_POLICY=PASSIVE": {"OMP_WAIT_POLICY": "PASSIVE"},
     "one thread": {"OMP_NUM_THREADS": "1"},
 }
 BURN_IN = 4  # steps
@@ -28,7 +28,7 @@ BURN_IN = 4  # steps
 
 def train_some(folder: str, steps: int) -> None:
     """Steps a second of a training in this process, whose threads wait as its environment says; printed."""
-    import torch  # before helpers, which would set our policy
+    import torch
 
     from helpers.config import load_config
     from helpers.engine import train_loader, train_step

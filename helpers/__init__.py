@@ -10,9 +10,3 @@ download  sanity  train  evaluate  error_analysis  synthetic_data      notebooks
 scenes  pictures                                                       the built-in data; one painter of boxes
 grading  report  run                                                   on top: what holds, the pages, papermill
 """
-
-import os
-
-# OpenMP's threads sleep while they wait for each other. As they come they spin, and beside other work on the machine a
-# training gets a fraction of its share (benchmarks/shared_machine.py). It has to be set before torch is loaded.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

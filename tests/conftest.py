@@ -12,8 +12,6 @@ sys.path.insert(0, str(Path(__file__).parent / "support"))  # for `from mirror i
 
 from coco_folder import COCO_REAL, TRAINED  # noqa: E402
 
-import helpers  # noqa: E402, F401  before torch: how its threads wait
-
 ON_A_TRAINED_DETECTOR = ["error_analysis/test_trained_detector.py"]
 collect_ignore = [] if TRAINED.is_dir() and COCO_REAL.is_dir() else ON_A_TRAINED_DETECTOR
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import os
 import re
 import subprocess
 import sys
@@ -15,7 +14,7 @@ from IPython.core.interactiveshell import InteractiveShell
 from traitlets.config import Config as Traits
 
 from helpers.config import Config, load_config
-from helpers.files import ROOT, notebooks
+from helpers.files import notebooks
 
 PATHS = notebooks()
 STAGES = {"01_download", "02_sanity", "03_train", "04_evaluate", "05_error_analysis", "06_synthetic_data"}
@@ -183,20 +182,3 @@ def test_no_absolute_paths_or_downloads(notebook):
     text = "\n".join(code(notebook))
     assert not re.search(r"""["'](/|~/|[A-Z]:\\)[\w.]""", text)
     assert not re.search(r"\b(requests|urllib|wget|curl|pip install)\b", text)
-
-
-def test_helpers_come_before_torch(notebook):
-    """A kernel started by hand has no environment of ours: only so do its threads wait as they should."""
-    first = next(source for source in code(notebook) if "import" in source)
-    imported = re.findall(r"^\s*(?:from|import) (\w+)", first, re.MULTILINE)
-    assert "helpers" in imported and "torch" not in imported[: imported.index("helpers")]
-
-
-def test_threads_wait_asleep():
-    """Beside a neighbour, threads that spin leave a training a fraction of its share: OpenMP's own word on it."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_"))}
-    environment["OMP_DISPLAY_ENV"] = "true"
-    command = [sys.executable, "-c", "import helpers.config, torch"]
-    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
-    policies = re.findall(r"OMP_WAIT_POLICY\W+(\w+)", done.stderr)
-    assert policies and set(policies) == {"PASSIVE"}, done.stderr[-500:]

@@ -23,7 +23,7 @@ def loss_curves(losses: pd.DataFrame, epochs: pd.DataFrame) -> Figure:
     """Loss parts over the steps (smoothed; log scale), validation's at the ends of epochs, and AP over epochs."""
     figure = Figure(figsize=(10, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
-    parts = [name for name in losses if name.startswith("loss")]
+    parts = [name for name in losses if name.startswith("loss") and losses[name].any()]  # not those switched off
     window = max(1, len(losses) // 30)
     smooth = losses[parts].rolling(window, min_periods=1).mean()
     for name, colour in zip(parts, ("black", BLUE, ORANGE, SKY, PURPLE, GREY)):

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 from helpers.train import sentences
+from helpers.train.figures import loss_curves
 
 
 @pytest.fixture
@@ -92,3 +93,11 @@ def test_gap_and_best_epoch_are_computed():
     )
     text = " ".join(sentences.observations(table(np.linspace(2, 1, 50)), epochs))
     assert "+50%" in text and "fits the training photos better" in text and "best after epoch 1 of 2: 0.400" in text
+
+
+def test_a_loss_that_is_switched_off_has_no_line():
+    """On a logarithmic scale it has none anyway, and a legend that promises one is looked for."""
+    losses = pd.DataFrame(run_at(30).losses)
+    for value, names in ((0.0, ["total", "bbox", "giou"]), (0.5, ["total", "bbox", "giou", "auxiliary"])):
+        figure = loss_curves(losses.assign(loss_auxiliary=value), pd.DataFrame())
+        assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == names

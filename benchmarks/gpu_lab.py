@@ -13,6 +13,7 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
+from PIL import Image
 from transformers import DetrConfig, DetrForObjectDetection, DetrImageProcessor, TimmBackboneConfig
 
 from helpers.config import Config, load_config
@@ -94,9 +95,15 @@ class Lab:
             if isinstance(module, torch.nn.Linear):
                 torch.nn.init.normal_(module.weight, std=module.in_features**-0.5)
                 torch.nn.init.normal_(module.bias, std=0.2)
-        statistics_of_inputs(model.model.backbone, torch.randn(2, 3, 256, 256))
+        files = sorted((self.photos / "images" / "train2017").iterdir())[:4]
+        processor = DetrImageProcessor()
+        pixels = processor(
+            [Image.open(file) for file in files], size={"height": 256, "width": 256}, return_tensors="pt"
+        )
+        statistics_of_inputs(model.model.backbone, pixels["pixel_values"])
+        spread_of_one(model.model, pixels["pixel_values"])
         model.save_pretrained(self.folder / "detr")
-        DetrImageProcessor().save_pretrained(self.folder / "detr")
+        processor.save_pretrained(self.folder / "detr")
         return self.folder / "detr"
 
     @property
@@ -147,6 +154,21 @@ def statistics_of_inputs(module: torch.nn.Module, pixels: torch.Tensor) -> None:
     module.eval()(pixels, torch.ones(pixels.shape[0], *pixels.shape[2:], dtype=torch.long))
     for hook in hooks:
         hook.remove()
+
+
+@torch.no_grad()
+def spread_of_one(detr: torch.nn.Module, pixels: torch.Tensor) -> None:
+    """Scale the projection in front of the encoder so that its tokens have a spread of one, about as a trained one's.
+
+    With larger ones attention looks at one token alone, and half precision chooses which.
+    """
+
+    def scale(projection, _, tokens) -> None:
+        projection.weight.div_(tokens.std())
+
+    handle = detr.input_projection.register_forward_hook(scale)
+    detr.eval()(pixels)
+    handle.remove()
 
 
 def held_batches(run: Run, count: int) -> list[dict]:

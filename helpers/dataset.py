@@ -4,6 +4,7 @@ import hashlib
 import signal
 from pathlib import Path
 
+import cv2
 import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -87,8 +88,12 @@ class CocoDetection(torch.utils.data.Dataset):
         return {**sample, "image": image, "boxes_xyxy": boxes_xyxy, "class_labels": labels}
 
 
-def leave_signals_to_the_loop(_worker: int) -> None:
-    """For data-loader workers: a Ctrl-C that reaches every process must not kill them before the loop has stopped."""
+def begin_worker(_worker: int) -> None:
+    """For data-loader workers: one thread each, and a Ctrl-C that reaches every process leaves them to the loop.
+
+    OpenCV else starts as many threads as there are cores in every worker, as PyTorch does not.
+    """
+    cv2.setNumThreads(0)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
 

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 from helpers.augment import augmentation
 from helpers.collator import Preprocess
 from helpers.config import Config
-from helpers.dataset import CocoDetection, epoch_batches, leave_signals_to_the_loop
+from helpers.dataset import CocoDetection, begin_worker, epoch_batches
 from helpers.devices import named_range
 from helpers.index import CocoIndex
 from helpers.metrics import Detections
@@ -175,7 +175,7 @@ def photo_loader(
         num_workers=num_workers,
         collate_fn=preprocess.collate,
         pin_memory=torch.cuda.is_available(),
-        worker_init_fn=leave_signals_to_the_loop,
+        worker_init_fn=begin_worker,
         generator=torch.Generator(),  # its own: making a loader draws a number
     )
 

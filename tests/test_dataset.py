@@ -1,10 +1,14 @@
 """The annotation index, decoding and batching."""
 
+import signal
+
+import cv2
 import numpy as np
 import orjson
 import pytest
 import safetensors.numpy
 from PIL import Image
+from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2 import InterpolationMode
 
 from helpers.augment import Augment
@@ -12,6 +16,7 @@ from helpers.collator import Preprocess
 from helpers.config import load_config
 from helpers.dataset import CocoDetection, epoch_batches, read_image, sample_seed
 from helpers.download.coco import read_index
+from helpers.engine import photo_loader
 from helpers.files import UserError
 from helpers.index import CocoIndex, index_file, open_split
 from helpers.metrics import coco_metrics, ground_truth
@@ -65,6 +70,26 @@ def test_every_photo_once_an_epoch_and_batches_alike(index):
     again, other = epoch_batches(index, 4, seed=1, epoch=0), epoch_batches(index, 4, seed=1, epoch=1)
     assert all(np.array_equal(a, b) for a, b in zip(batches, again))
     assert any(not np.array_equal(a, b) for a, b in zip(batches, other))
+
+
+class Threads(Dataset):
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, _: int) -> dict:
+        return {"threads": cv2.getNumThreads(), "signals": signal.getsignal(signal.SIGINT)}
+
+
+def test_a_worker_has_one_thread(index, preprocess):
+    """Eight workers with a thread for each of sixteen cores prepared a third of the photos."""
+    before = cv2.getNumThreads()
+    cv2.setNumThreads(4)
+    try:
+        begin = photo_loader(index, preprocess, [np.arange(1)], 1).worker_init_fn
+        found = list(DataLoader(Threads(), batch_size=None, num_workers=1, worker_init_fn=begin))
+    finally:
+        cv2.setNumThreads(before)
+    assert [each["threads"] for each in found] == [1, 1] and found[0]["signals"] == signal.SIG_IGN
 
 
 def test_a_photo_has_its_own_seed():

@@ -37,13 +37,21 @@ class Profile:
     operators: pd.DataFrame  # the ten that take most
     photos_per_s: float  # while recording
     folder: Path
+    gpu_ms: float | None = None  # per step that a GPU's kernels and copies take, one after the other
 
     def sentence(self) -> str:
         """What the bottleneck is, and what could be done about it."""
+        step_ms = self.breakdown["ms"].sum()
+        if self.gpu_ms is not None and self.gpu_ms < step_ms / 2:
+            return (
+                f"The GPU computes for {self.gpu_ms:.0f} of {step_ms:.0f} ms a step ({self.gpu_ms / step_ms:.0%}) and "
+                "waits for the processor to start its operations, of which a larger batch_size has no more: it would "
+                "cost little time."
+            )
         top = self.breakdown.loc[self.breakdown["ms"].idxmax()]
         advice = f"{ADVICE[top['range']]} would help" if top["range"] in ADVICE else "look at the trace"
         return (
-            f"The bottleneck is {top['range']}: {top['ms']:.0f} of {self.breakdown['ms'].sum():.0f} ms a step "
+            f"The bottleneck is {top['range']}: {top['ms']:.0f} of {step_ms:.0f} ms a step "
             f"({top['share']:.0%}); {advice}."
         )
 
@@ -72,7 +80,9 @@ def profile_steps(cfg: Config, paste: Callable | None = None) -> Profile:
             profiler.step()
     profiler.export_chrome_trace(str(folder / "trace.json.gz"))
     averages = profiler.key_averages()
-    result = Profile(_breakdown(averages, seconds / ACTIVE * 1e3), _operators(averages), photos / seconds, folder)
+    breakdown, operators = _breakdown(averages, seconds / ACTIVE * 1e3), _operators(averages)
+    gpu_ms = float(operators["self_ms"].sum()) if torch.cuda.is_available() else None
+    result = Profile(breakdown, operators.head(10), photos / seconds, folder, gpu_ms)
     write_atomic(folder / "breakdown.csv", result.breakdown.to_csv(index=False))
     write_atomic(folder / "operators.csv", result.operators.to_csv(index=False))
     save_figure(step_breakdown(result.breakdown), folder / "breakdown.png")
@@ -93,7 +103,7 @@ def _breakdown(averages, step_ms: float) -> pd.DataFrame:
 
 
 def _operators(averages) -> pd.DataFrame:
-    """The ten operators that take most time: where a GPU computes, the time of the kernels that each started.
+    """The operators that take time, most first: where a GPU computes, the time of the kernels that each started.
 
     There the profiler lists kernels, copies and ranges once more beside the operators, and the processor's waits for
     them: none of these is a row, so each kernel counts once.
@@ -105,4 +115,4 @@ def _operators(averages) -> pd.DataFrame:
             microseconds = event.self_device_time_total if on_gpu else event.self_cpu_time_total
             rows.append((event.key, microseconds / 1e3 / ACTIVE, event.count // ACTIVE))
     table = pd.DataFrame(rows, columns=["operator", "self_ms", "calls"]).query("self_ms > 0")
-    return table.sort_values("self_ms", ascending=False).head(10).reset_index(drop=True)
+    return table.sort_values("self_ms", ascending=False).reset_index(drop=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 import json
 import math
@@ -326,6 +327,30 @@ def test_random_states_come_back(base, tmp_path):
     checkpoints.load_state(tmp_path, run.detector.model, run.optimizer, None)
     assert (torch.rand(3).tolist(), np.random.rand(3).tolist(), random.random()) == first
     assert json.loads((tmp_path / "trainer_state.json").read_text())["rng_numpy"][0] == "MT19937"
+
+
+def test_moments_come_back_in_the_weights_layout(tmp_path):
+    """On a GPU convolutions are channels-last, and a fused step refuses moments that are not (on a CPU it mixes up
+    their numbers): a killed training could not go on there.
+    """
+
+    def step(model, optimizer) -> None:
+        model(torch.arange(2 * 4 * 64.0).view(2, 4, 8, 8).sin()).square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    model = torch.nn.Conv2d(4, 4, 3).to(memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    step(model, optimizer)
+    other = copy.deepcopy(model)
+    again = torch.optim.AdamW(other.parameters(), fused=True)
+    checkpoints.save_state(tmp_path, model, optimizer, None, {})
+    checkpoints.load_state(tmp_path, other, again, None)
+    moments = again.state[other.weight]["exp_avg"]
+    assert moments.stride() == other.weight.stride() != moments.contiguous().stride()
+    step(model, optimizer)
+    step(other, again)
+    assert torch.equal(model.weight, other.weight)
 
 
 def test_loader_starts_where_it_is_told(base):

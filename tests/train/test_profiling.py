@@ -7,7 +7,7 @@ import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from helpers.train.profiling import ACTIVE, _breakdown, _operators
+from helpers.train.profiling import ACTIVE, Profile, _breakdown, _operators
 
 CPU, CUDA = DeviceType.CPU, DeviceType.CUDA
 
@@ -64,6 +64,15 @@ def test_ranges_are_the_hosts_clock(on_a_gpu):
     )
 
 
+def test_a_gpu_that_waits_for_the_processor_is_told_of(on_a_gpu, tmp_path):
+    """Where its kernels fill half of a step and more, the slowest range is the bottleneck; else starting them is."""
+    table, operators = _breakdown(on_a_gpu, step_ms=101.0), _operators(on_a_gpu)
+    kernels = operators["self_ms"].sum()
+    assert "bottleneck is backward" in Profile(table, operators, 8.0, tmp_path, kernels).sentence()
+    sentence = Profile(table, operators, 8.0, tmp_path, kernels / 2).sentence()
+    assert "27 of 101 ms a step (27%)" in sentence and "batch_size" in sentence
+
+
 def test_without_a_gpu_the_processors_own_time():
     with profile(activities=[ProfilerActivity.CPU]) as profiler:
         for _ in range(ACTIVE):
@@ -71,4 +80,4 @@ def test_without_a_gpu_the_processors_own_time():
                 torch.ones(64, 64) @ torch.ones(64, 64)
     table = _operators(profiler.key_averages())
     assert {"aten::mm"} <= set(table["operator"]) and "forward" not in set(table["operator"])
-    assert (table["self_ms"] > 0).all() and table["self_ms"].is_monotonic_decreasing and len(table) <= 10
+    assert (table["self_ms"] > 0).all() and table["self_ms"].is_monotonic_decreasing

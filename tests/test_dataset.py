@@ -80,12 +80,12 @@ class Threads(Dataset):
         return {"threads": cv2.getNumThreads(), "signals": signal.getsignal(signal.SIGINT)}
 
 
-def test_a_worker_has_one_thread(index, preprocess):
+def test_a_worker_has_one_thread(index):
     """Eight workers with a thread for each of sixteen cores prepared a third of the photos."""
     before = cv2.getNumThreads()
     cv2.setNumThreads(4)
     try:
-        begin = photo_loader(index, preprocess, [np.arange(1)], 1).worker_init_fn
+        begin = photo_loader(index, KEEP, [np.arange(1)], 1).worker_init_fn
         found = list(DataLoader(Threads(), batch_size=None, num_workers=1, worker_init_fn=begin))
     finally:
         cv2.setNumThreads(before)

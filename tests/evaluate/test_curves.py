@@ -6,6 +6,7 @@ import contextlib
 import copy
 import io
 import json
+import re
 import types
 from dataclasses import replace
 
@@ -31,7 +32,7 @@ from helpers.evaluate.comparison import (
     twelve_numbers,
     unknown_ids,
 )
-from helpers.evaluate.cost import cost_sentence, cost_table, first, price_sentence, price_table
+from helpers.evaluate.cost import PUBLISHED, cost_sentence, cost_table, first, price_sentence, price_table
 from helpers.evaluate.curves import (
     best_operating_point,
     confusion,
@@ -43,7 +44,7 @@ from helpers.evaluate.curves import (
 )
 from helpers.evaluate.examples import pick_examples, write_examples
 from helpers.evaluate.matching import _position, match
-from helpers.files import write_json
+from helpers.files import ROOT, write_json
 from helpers.index import CocoIndex
 from helpers.metrics import STATS, Detections, coco_metrics, evaluator, ground_truth
 
@@ -659,6 +660,12 @@ def test_cost_by_hand():
     assert not torch.is_inference_mode_enabled()
 
 
+def test_published_figures_are_those_of_the_page():
+    page = (ROOT / "docs" / "families.md").read_text()
+    rows = re.findall(r"^\|[^`|]*`([^`]+)`[^|]*\| [\d.]+ \| [^|]+ \| ([\d.]+) \|", page, re.MULTILINE)
+    assert {name: float(ap) for name, ap in rows} == PUBLISHED
+
+
 def test_what_ap_costs(tmp_path):
     """A run that another one beats in less time is not worth its own, whatever its AP; names are escaped."""
     measured = {
@@ -671,11 +678,16 @@ def test_what_ap_costs(tmp_path):
         cost = {"parameters": parameters, "time per photo, batch 1, median": ms}
         write_json(tmp_path / run / "metrics.json", {"stats": {"mAP": ap}, "cost": cost})
     write_json(tmp_path / "old" / "metrics.json", {"stats": {"mAP": 0.9}})
+    write_json(tmp_path / "slow" / "config.json", {"model": "facebook/detr-resnet-50"})
+    write_json(tmp_path / "fast" / "config.json", {"model": "data/pretrained"})
     table = price_table(tmp_path, [*measured, "old", "nowhere"])
     assert table.index.tolist() == ["slow", "same", "worse_*", "fast"]
     assert table["best"].tolist() == [True, False, False, True]
+    assert table["published"]["slow"] == 0.42 and table["published"].isna().sum() == 3
     text = price_sentence(table)
+    assert "80 classes" in text and "80 classes" not in price_sentence(table.drop(columns="published"))
     assert "**slow**" in text and "**fast**" in text and "worse" not in text
     assert "worse\\_\\*" in price_sentence(table.assign(best=True))
     assert "Other runs" in price_sentence(table.head(1))
+    assert "published" not in price_table(tmp_path, ["fast", "same"])
     figures.price_figure(table).savefig(tmp_path / "prices.png")

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from joblib import cpu_count  # that this process may use: affinity and a container's quota are seen
 
 from helpers.files import UserError
 
@@ -114,7 +115,7 @@ def environment() -> dict:
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
-        "cores": os.cpu_count(),
+        "cores": cpu_count(),
         "threads": torch.get_num_threads(),
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
     }

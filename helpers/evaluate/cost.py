@@ -126,8 +126,8 @@ def cost_sentence(table: pd.DataFrame) -> str:
 def price_table(output_dir: Path, runs: Iterable[str]) -> pd.DataFrame:
     """mAP, parameters (million) and milliseconds a photo of the ``runs`` whose metrics.json tells them, best first.
 
-    ``best``: no other run is as good for less time. ``published``, where it is known: AP on COCO of the checkpoint that a
-    run began with.
+    ``best``: no other run is as good for less time. ``published``, where it is known: AP on COCO of the checkpoint that
+    a run began with.
     """
     rows = []
     for run in sorted(runs):

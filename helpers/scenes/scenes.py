@@ -7,7 +7,6 @@ Pictures: OpenMoji (https://openmoji.org), CC BY-SA 4.0, and drawings of our own
 """
 
 import difflib
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -17,6 +16,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 import orjson
+from joblib import cpu_count
 from tqdm import tqdm
 
 from helpers.files import UserError, write_atomic
@@ -71,7 +71,7 @@ def write_scenes(
         folder = Path(root) / "images" / split
         folder.mkdir(parents=True, exist_ok=True)
         write = partial(_write_scene, folder, classes, split, seed, size=size, pretraining=pretraining)
-        with ThreadPoolExecutor(os.cpu_count()) as pool:  # numpy and OpenCV let other threads run
+        with ThreadPoolExecutor(cpu_count()) as pool:  # numpy and OpenCV let other threads run
             made = pool.map(write, range(count))
             written = list(tqdm(made, total=count, desc=f"scenes, {split}", unit="scene", leave=False))
         content = _header(classes, seed) | {"images": [image for image, _ in written]}

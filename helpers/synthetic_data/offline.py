@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import orjson
+from joblib import cpu_count
 from tqdm import tqdm
 
 from helpers.dataset import read_image
@@ -67,7 +67,7 @@ def write_synthetic(folder: Path, copy_paste: CopyPaste, count: int, seed: int, 
     (Path(folder) / "manifest.json").unlink(missing_ok=True)
     for old in images.glob("synthetic_*.jpg"):
         old.unlink()
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # OpenCV lets other threads run
+    with ThreadPoolExecutor(cpu_count()) as pool:  # OpenCV lets other threads run
         made = pool.map(partial(_write, images, copy_paste, seed, first_id), range(count))
         written = list(tqdm(made, total=count, desc="synthetic photos", unit="photo", leave=False, ncols=100))
     index = copy_paste.segmentations.index

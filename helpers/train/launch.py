@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import psutil
 import torch
+from joblib import cpu_count
 
 from helpers.config import Config, as_text
 from helpers.files import ROOT, UserError, read_table
@@ -40,7 +41,7 @@ def train_in_processes(cfg: Config, on_flush: Callable | None = None) -> list[st
     given = [f"{name}={as_text(value)}" for name, value in values.items()]
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={cfg.processes}"]
     command += ["-m", "helpers.train", "--preset", cfg.preset, *given]
-    cores = max(1, (os.cpu_count() or 1) // cfg.processes)
+    cores = max(1, cpu_count() // cfg.processes)
     env = {"OMP_NUM_THREADS": str(cores), **os.environ, "STARTED_BY": process()}
     options = {"stdout": subprocess.PIPE, "text": True, "cwd": ROOT, "env": env, "start_new_session": True}
     with tempfile.TemporaryFile("w+") as errors, StopRequests() as stop:

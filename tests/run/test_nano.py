@@ -4,9 +4,6 @@ The two hosts are stand-ins on loopback, and the weights are random.
 """
 
 import json
-import os
-import subprocess
-import sys
 
 import pandas as pd
 import torch
@@ -57,30 +54,16 @@ def test_preset_of_a_laptop(coco_source, tmp_path):
     model.save_pretrained(hub)
     RTDetrImageProcessor(size={"height": 640, "width": 640}).save_pretrained(hub)
     values = {
-        "data_dir": tmp_path / "data",
-        "output_dir": tmp_path / "artifacts",
         "max_train_images": 4,
         "max_val_images": 2,
         "image_size": 256,  # of fewer pixels the published detector cannot take 300 queries
         "batch_size": 2,
         "epochs": 1,
-        "num_workers": 0,
         "profile": False,
     }
     with Mirror(coco=coco_source, models=tmp_path / "hub") as mirror:
-        mine = {"HF_HOME": tmp_path / "hf", "FIFTYONE_DATABASE_DIR": tmp_path / "mongo"}
-        env = {**os.environ, **mirror.env, **{name: str(path) for name, path in mine.items()}}
-        command = [sys.executable, "-m", "helpers.run", "--preset", "nano", "--only", "01,03"]
-        done = subprocess.run(
-            [*command, *(f"{name}={value}" for name, value in values.items())],
-            env={**env, "FIFTYONE_DO_NOT_TRACK": "true"},
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            timeout=540,
-        )
+        mirror.run("nano", tmp_path, values, "--only", "01,03")
         asked = list(mirror.requests)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert any("ustc-community/dfine-nano-coco" in url and url.endswith("model.safetensors") for url in asked)
     assert sum(url.endswith(".jpg") for url in asked) == 4 + 2
     saved = json.loads((tmp_path / "artifacts" / "nano" / "checkpoint_best" / "config.json").read_text())

@@ -40,37 +40,19 @@ def executed(hub, coco_source, tmp_path_factory):
     """``python -m helpers.run --preset mini`` with few photos, small ones, and one epoch."""
     folder = tmp_path_factory.mktemp("true")
     values = {
-        "data_dir": folder / "data" / "mini",
-        "output_dir": folder / "artifacts",
         "max_train_images": 24,
         "max_val_images": 4,
         "image_size": 160,
         "batch_size": 2,
         "epochs": 1,
-        "num_workers": 0,
         "precision": "fp32",
         "arms": "real,on_the_fly",
         "arm_seeds": "0",
         "arm_steps": 10,  # of two photos: the probe of 06 needs 20 synthetic ones
     }
     with Mirror(coco=coco_source, models=hub) as mirror:
-        env = {
-            **os.environ,
-            **mirror.env,
-            "HF_HOME": str(folder / "hf"),
-            "FIFTYONE_DATABASE_DIR": str(folder / "mongo"),
-            "FIFTYONE_DO_NOT_TRACK": "true",
-        }
-        done = subprocess.run(
-            [sys.executable, "-m", "helpers.run", "--preset", "mini", *(f"{k}={v}" for k, v in values.items())],
-            env=env,
-            cwd=folder,
-            capture_output=True,
-            text=True,
-            timeout=540,
-        )
+        mirror.run("mini", folder, values)
         asked = list(mirror.requests)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return folder / "artifacts", asked
 
 

@@ -17,8 +17,10 @@ import argparse
 import hashlib
 import io
 import json
+import os
 import socket
 import struct
+import subprocess
 import sys
 import threading
 import time
@@ -71,6 +73,23 @@ class Mirror:
             "HF_HUB_DISABLE_TELEMETRY": "1",
             "HF_HUB_DISABLE_XET": "1",
         }
+
+    def run(self, preset: str, folder: Path, values: dict, *more: str) -> None:
+        """Run a preset's notebooks, all of them unless ``more`` says ``--only``, with caches, database, data and
+        artifacts of their own in ``folder``; AssertionError with what was printed where one fails.
+        """
+        values = {"data_dir": folder / "data" / preset, "output_dir": folder / "artifacts", "num_workers": 0, **values}
+        mine = {"HF_HOME": str(folder / "hf"), "FIFTYONE_DATABASE_DIR": str(folder / "mongo")}
+        command = [sys.executable, "-m", "helpers.run", "--preset", preset, *more]
+        done = subprocess.run(
+            [*command, *(f"{name}={value}" for name, value in values.items())],
+            env={**os.environ, **self.env, **mine, "FIFTYONE_DO_NOT_TRACK": "true"},
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            timeout=540,
+        )
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
 
     def archive(self) -> bytes:
         """COCO's ``annotations_trainval2017.zip``, as far as FiftyOne reads it."""

@@ -18,7 +18,7 @@ import pytest
 from helpers import cli
 from helpers.config import Config
 from helpers.files import ROOT, UserError, without_folders
-from helpers.run import runner
+from helpers.run import execution, runner
 
 RUNNER = """
 import sys
@@ -74,6 +74,7 @@ def start(folder: Path, *arguments: str, cell: str = "1") -> subprocess.Popen:
 def finished(folder, monkeypatch, capsys):
     """Runs the notebooks of ``folder`` in this process: exit status, stdout, stderr."""
     monkeypatch.setattr(runner, "finish", lambda cfg, must_hold: print(f"finished, must_hold={must_hold}") or 0)
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")  # a busy machine is a test of its own
 
     def call(*arguments: str, cell: str = "1") -> tuple[int, str, str]:
         monkeypatch.setenv("CELL", cell)
@@ -198,6 +199,19 @@ def test_another_kernel_of_this_name_is_not_taken(folder, finished, tmp_path, mo
     (spec / "kernel.json").write_text('{"argv": ["/bin/false"], "display_name": "other", "language": "python"}')
     monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
     assert finished("--only", "03")[0] == 0
+
+
+@pytest.mark.parametrize("percent,asked,wanted", [(5, None, "None"), (80, None, "PASSIVE"), (80, "ACTIVE", "ACTIVE")])
+def test_threads_sleep_beside_other_work(folder, finished, monkeypatch, percent, asked, wanted):
+    """Spinning ones take a neighbour's share and get nothing for it; who sets the policy is not overruled."""
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    if asked:
+        monkeypatch.setenv("OMP_WAIT_POLICY", asked)
+    monkeypatch.setattr(execution.psutil, "cpu_percent", lambda interval: percent)
+    monkeypatch.setattr(execution.psutil, "cpu_count", lambda: 2)
+    status, out, _ = finished("--only", "02", cell="print('policy', os.environ.get('OMP_WAIT_POLICY'))")
+    assert status == 0 and f"policy {wanted}\n" in printed(executed(folder, "02_b"))
+    assert ("Other processes" in out) == (wanted == "PASSIVE")
 
 
 def test_only_and_from(folder, finished):

@@ -44,8 +44,7 @@ def how_threads_wait() -> dict[str, str]:
 def execute(
     path: Path, copy: Path, parameters: dict, cell_minutes: float | None = None, environment: dict | None = None
 ) -> str | None:
-    """Run a notebook under a temporary name beside ``copy``, then rename; one message when it failed. Its kernel has
-    ``environment`` besides this process's own.
+    """Run a notebook, ``environment`` set, under a temporary name beside ``copy``, then rename; a message if it failed.
 
     Ctrl-C and SIGTERM go to the kernel, so that a training cell can finish its step and write its checkpoint.
     """

@@ -40,7 +40,8 @@ class Browser(VBox):
         self.truth = Checkbox(True, description="ground truth (green)", indent=False)
         self.previous = Button(description="previous", icon="arrow-left")
         self.next = Button(description="next", icon="arrow-right")
-        self.picture = Image(format="jpeg", layout=Layout(max_width="100%", object_fit="contain"))
+        whole = Layout(max_width="100%", max_height="75vh", object_fit="contain", align_self="flex-start")
+        self.picture = Image(format="jpeg", layout=whole)  # a portrait too is seen together with the sliders
         self.caption = HTML()
         self.previous.on_click(lambda _: self.step(-1))
         self.next.on_click(lambda _: self.step(1))
@@ -104,10 +105,12 @@ class Browser(VBox):
         i, name = self.photos[min(self.slider.value, len(self.photos)) - 1], self.of_class.value
         classes, errors = None if name is None else [name], self._shown_errors()
         boxes = visible_boxes(self.index, i, self._of(i), self.threshold.value, self.truth.value, classes, errors)
-        self.count = sum(box.predicted for box in boxes)
+        self.count, crowds = sum(box.predicted for box in boxes), sum(box.dotted for box in boxes)
+        crowd = f" and {crowds} crowd region{'s' * (crowds > 1)}" if crowds else ""
         only = "" if name is None else f", only {html.escape(str(name))}"
         self.caption.value = (
             f"photo {self.slider.value} of {len(self.photos)}: <b>{html.escape(str(self.index.file_names[i]))}</b> "
-            f"(id {self.index.image_ids[i]}), {self.count} predicted, {len(boxes) - self.count} ground truth{only}"
+            f"(id {self.index.image_ids[i]}), {self.count} predicted, "
+            f"{len(boxes) - self.count - crowds} ground truth{crowd}{only}"
         )
         self.picture.value = jpeg(show(self.index, i, boxes))

@@ -326,6 +326,8 @@ def test_paired_difference(gt, results):
     start, best = results
     gain = difference(start, best, "mAP")
     assert gain["significant"] and gain["interval"][0] < best.stats["mAP"] - start.stats["mAP"] < gain["interval"][1]
+    assert ": better, and significantly so" in sentences.headline(start, best)
+    assert ": worse, and significantly so" in sentences.headline(best, start)
     same = difference(best, assess("copy", gt, best.detections), "mAP")
     assert same == {"value": 0.0, "interval": (0.0, 0.0), "significant": False}
     assert (best.draws("mAP") - start.draws("mAP")).std() < np.hypot(

@@ -144,6 +144,13 @@ def test_truth_can_be_hidden(grey):
     assert near(opened(widget.picture.value), GREEN) == 0 and "0 ground truth" in widget.caption.value
 
 
+def test_crowd_regions_are_counted_apart(index):
+    """The report and the error analysis count objects: "19 ground truth" contradicted their 18."""
+    crowd = np.arange(len(index.iscrowd)) == index.rows(0)[0]
+    text = Browser(dataclasses.replace(index, iscrowd=crowd), []).caption.value
+    assert text.endswith(f"0 predicted, {len(index.rows(0)) - 1} ground truth and 1 crowd region")
+
+
 def test_class_filter_shows_photos_with_the_class(index, detections):
     widget = Browser(index, detections, threshold=0.0)
     k = int(index.labels[0])
@@ -296,6 +303,9 @@ def test_crowded_photo_keeps_its_small_objects_in_sight():
     assert filled(few)[62:72].max() > 0.1, "three books have their names below them"
     assert filled(many)[62:72].max() == 0, "twenty have none"
     assert filled(many)[210:].max() > 0.1, "the table has its name"
+    found = draw_module.Box((10, 40, 22, 60), "book 0.40", True)
+    red = (np.asarray(draw_module.paint(photo, [*books, large, found], 320)) == RED).all(axis=2).mean(axis=1)
+    assert red[20:38].max() > 0.1, "a prediction among many objects says what it is"
 
 
 def test_crowd_region_is_dotted():

@@ -194,7 +194,7 @@ def effects_figure(effects: pd.DataFrame, groups: Sequence[str] = ("all", "small
         )
         axis.set_ylim(len(rows) - 0.5, -0.5)
         axis.grid(axis="x", alpha=0.3)
-        axis.xaxis.get_major_locator().set_params(nbins=4)
+        axis.xaxis.get_major_locator().set_params(nbins=5)
     for axis in axes.flat[max(len(groups) - columns, 0) : len(groups)]:  # the lowest panel of each column
         axis.tick_params(labelbottom=True)
     figure.supxlabel("AP minus AP with real photos only; grey: the interval holds 0", fontsize=10)

@@ -1,6 +1,7 @@
 """Look at predictions photo by photo, in Jupyter."""
 
 import html
+import threading
 
 import pandas as pd
 from ipywidgets import HTML, Button, Checkbox, Dropdown, FloatSlider, HBox, Image, IntSlider, Layout, VBox
@@ -24,6 +25,7 @@ class Browser(VBox):
         self, index: CocoIndex, detections: list[dict], errors: pd.DataFrame | None = None, order=None, threshold=0.5
     ):
         self.index, self.errors, self.order, self.count = index, errors, order, 0
+        self._turn = threading.RLock()  # JupyterLab gives each control a thread of its own
         self._detections: dict[int, list[dict]] = {}
         for row in detections:
             self._detections.setdefault(row["image_id"], []).append(row)
@@ -46,9 +48,9 @@ class Browser(VBox):
         self.previous.on_click(lambda _: self.step(-1))
         self.next.on_click(lambda _: self.step(1))
         for widget in (self.sort, self.kind, self.of_class):
-            widget.observe(self._select, "value")
+            widget.observe(lambda _: self._in_turn(self._select), "value")
         for widget in (self.slider, self.threshold, self.truth):
-            widget.observe(self._show, "value")
+            widget.observe(lambda _: self._in_turn(self._show), "value")
         filters = [self.sort, self.of_class] + [self.kind] * (errors is not None)
         rows = [self.slider, self.previous, self.next], [self.threshold, self.truth], filters
         super().__init__([*map(HBox, rows), self.caption, self.picture])
@@ -59,12 +61,17 @@ class Browser(VBox):
         if self.photos:
             self.slider.value = (self.slider.value - 1 + by) % len(self.photos) + 1
 
+    def _in_turn(self, act) -> None:
+        """One after the other: else the caption of one control stands above the picture of another."""
+        with self._turn:
+            act()
+
     def _shown_errors(self) -> pd.DataFrame | None:
         if self.errors is None or self.kind.value == EVERYTHING:
             return None
         return self.errors if self.kind.value == ALL_ERRORS else self.errors[self.errors["type"] == self.kind.value]
 
-    def _select(self, _change=None) -> None:
+    def _select(self) -> None:
         """The photos that the filters leave, in the order asked for; the first of them is shown."""
         errors, name = self._shown_errors(), self.of_class.value
         if errors is not None and name is not None:
@@ -97,7 +104,7 @@ class Browser(VBox):
     def _of(self, i: int) -> list[dict]:
         return self._detections.get(int(self.index.image_ids[i]), [])
 
-    def _show(self, _change=None) -> None:
+    def _show(self) -> None:
         if not self.photos:
             self.count = 0
             self.caption.value, self.picture.value = "no photo to show", jpeg(message("No photo fits these filters."))

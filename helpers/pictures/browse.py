@@ -25,7 +25,7 @@ class Browser(VBox):
         self, index: CocoIndex, detections: list[dict], errors: pd.DataFrame | None = None, order=None, threshold=0.5
     ):
         self.index, self.errors, self.order, self.count = index, errors, order, 0
-        self._turn = threading.RLock()  # JupyterLab gives each control a thread of its own
+        self._turn = threading.RLock()  # messages of JupyterLab may come in two threads (the kernel and its subshell)
         self._detections: dict[int, list[dict]] = {}
         for row in detections:
             self._detections.setdefault(row["image_id"], []).append(row)

@@ -88,6 +88,7 @@ def photo_grid(index: CocoIndex, photos: pd.DataFrame, detections: list[dict]) -
     tiles = []
     for i, row in zip(positions, photos.itertuples(index=False)):
         text = f"photo {row.image_id}: F1 {row.f1:.2f}; {row.correct} of {row.objects} objects found, {row.false} false"
+        text += f", {row.uncounted} in a crowd" if row.uncounted else ""
         side = side_in(box, index.widths[i], index.heights[i])
         tiles.append(tile(show(index, i, visible_boxes(index, i, detections, 0.0), side), text, 470, 13))
     return sheet(tiles, 2, "Nothing to show: there is no such photo.")

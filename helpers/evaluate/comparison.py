@@ -1,5 +1,6 @@
 """One checkpoint's numbers with their uncertainty, and two checkpoints side by side."""
 
+import filecmp
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,10 +124,14 @@ def per_class_table(start: Result, result: Result) -> pd.DataFrame:
 
 
 def saved_runs(output_dir: Path, gt: dict) -> dict[str, Detections]:
-    """Detections of what 04 has evaluated on these very photos and classes: ``run``, ``run (epoch_1)``, ..."""
+    """Detections of what 04 has evaluated on these very photos and classes: ``run``, ``run (epoch_1)``, ...
+
+    The last evaluation of a run is there a second time, under its checkpoint's name: one of the two is enough.
+    """
     found = {}
     for path in sorted(output_dir.glob("*/detections_val2017*.json")):
-        detections = Detections.of(load_detections(path))
+        named = [file for file in path.parent.glob(f"{path.stem}_*.json") if filecmp.cmp(file, path, shallow=False)]
+        detections = [] if named else Detections.of(load_detections(path))
         if detections and not unknown_ids(gt, detections):
             checkpoint = path.stem.removeprefix("detections_val2017").removeprefix("_")
             found[path.parent.name + (f" ({checkpoint})" if checkpoint else "")] = detections

@@ -96,7 +96,7 @@ def headline(start: Result, result: Result) -> str:
     gain = difference(start, result, "mAP")
     if not gain["value"]:
         return f"Checkpoint {name} has {after}, exactly as the start has."
-    certain = "the paired bootstrap finds the difference significant"
+    certain = f"{'better' if gain['value'] > 0 else 'worse'}, and significantly so by the paired bootstrap"
     verdict = certain if gain["significant"] else "a difference that may be chance in so few photos"
     return (
         f"Checkpoint {name} has {after}; the start had mAP {start.stats['mAP']:.3f}. Training changed mAP by "

@@ -1,6 +1,7 @@
 """Look at predictions photo by photo, in Jupyter."""
 
 import html
+import threading
 
 import pandas as pd
 from ipywidgets import HTML, Button, Checkbox, Dropdown, FloatSlider, HBox, Image, IntSlider, Layout, VBox
@@ -24,6 +25,7 @@ class Browser(VBox):
         self, index: CocoIndex, detections: list[dict], errors: pd.DataFrame | None = None, order=None, threshold=0.5
     ):
         self.index, self.errors, self.order, self.count = index, errors, order, 0
+        self._turn = threading.RLock()  # messages of JupyterLab may come in two threads (the kernel and its subshell)
         self._detections: dict[int, list[dict]] = {}
         for row in detections:
             self._detections.setdefault(row["image_id"], []).append(row)
@@ -40,14 +42,15 @@ class Browser(VBox):
         self.truth = Checkbox(True, description="ground truth (green)", indent=False)
         self.previous = Button(description="previous", icon="arrow-left")
         self.next = Button(description="next", icon="arrow-right")
-        self.picture = Image(format="jpeg", layout=Layout(max_width="100%", object_fit="contain"))
+        whole = Layout(max_width="100%", max_height="75vh", object_fit="contain", align_self="flex-start")
+        self.picture = Image(format="jpeg", layout=whole)  # a portrait too is seen together with the sliders
         self.caption = HTML()
         self.previous.on_click(lambda _: self.step(-1))
         self.next.on_click(lambda _: self.step(1))
         for widget in (self.sort, self.kind, self.of_class):
-            widget.observe(self._select, "value")
+            widget.observe(lambda _: self._in_turn(self._select), "value")
         for widget in (self.slider, self.threshold, self.truth):
-            widget.observe(self._show, "value")
+            widget.observe(lambda _: self._in_turn(self._show), "value")
         filters = [self.sort, self.of_class] + [self.kind] * (errors is not None)
         rows = [self.slider, self.previous, self.next], [self.threshold, self.truth], filters
         super().__init__([*map(HBox, rows), self.caption, self.picture])
@@ -58,12 +61,17 @@ class Browser(VBox):
         if self.photos:
             self.slider.value = (self.slider.value - 1 + by) % len(self.photos) + 1
 
+    def _in_turn(self, act) -> None:
+        """One after the other: else the caption of one control stands above the picture of another."""
+        with self._turn:
+            act()
+
     def _shown_errors(self) -> pd.DataFrame | None:
         if self.errors is None or self.kind.value == EVERYTHING:
             return None
         return self.errors if self.kind.value == ALL_ERRORS else self.errors[self.errors["type"] == self.kind.value]
 
-    def _select(self, _change=None) -> None:
+    def _select(self) -> None:
         """The photos that the filters leave, in the order asked for; the first of them is shown."""
         errors, name = self._shown_errors(), self.of_class.value
         if errors is not None and name is not None:
@@ -96,7 +104,7 @@ class Browser(VBox):
     def _of(self, i: int) -> list[dict]:
         return self._detections.get(int(self.index.image_ids[i]), [])
 
-    def _show(self, _change=None) -> None:
+    def _show(self) -> None:
         if not self.photos:
             self.count = 0
             self.caption.value, self.picture.value = "no photo to show", jpeg(message("No photo fits these filters."))
@@ -104,10 +112,12 @@ class Browser(VBox):
         i, name = self.photos[min(self.slider.value, len(self.photos)) - 1], self.of_class.value
         classes, errors = None if name is None else [name], self._shown_errors()
         boxes = visible_boxes(self.index, i, self._of(i), self.threshold.value, self.truth.value, classes, errors)
-        self.count = sum(box.predicted for box in boxes)
+        self.count, crowds = sum(box.predicted for box in boxes), sum(box.dotted for box in boxes)
+        crowd = f" and {crowds} crowd region{'s' * (crowds > 1)}" if crowds else ""
         only = "" if name is None else f", only {html.escape(str(name))}"
         self.caption.value = (
             f"photo {self.slider.value} of {len(self.photos)}: <b>{html.escape(str(self.index.file_names[i]))}</b> "
-            f"(id {self.index.image_ids[i]}), {self.count} predicted, {len(boxes) - self.count} ground truth{only}"
+            f"(id {self.index.image_ids[i]}), {self.count} predicted, "
+            f"{len(boxes) - self.count - crowds} ground truth{crowd}{only}"
         )
         self.picture.value = jpeg(show(self.index, i, boxes))

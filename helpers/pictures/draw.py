@@ -104,7 +104,8 @@ def paint(photo: Image.Image, boxes: list[Box], side: int, region=None, font_siz
 
     Boxes end at the photo's edges. Labels stay inside and hide no other: the thick boxes' come first, then those that
     were given last; a box whose label finds no place stays without one, as half a name helps nobody. So do, where more
-    than ``CROWDED`` have one, those that are smaller than their label: forty plates would hide forty books.
+    than ``CROWDED`` have one, those that are smaller than their label: forty plates would hide forty books. A few
+    predictions keep theirs among many objects.
     """
     region = region or (0, 0, *photo.size)
     image = photo.convert("RGB").resize(_size(region, side), Image.Resampling.BICUBIC, box=region)
@@ -116,9 +117,10 @@ def paint(photo: Image.Image, boxes: list[Box], side: int, region=None, font_siz
     for box, at in zip(boxes, corners):
         _rectangle(canvas, at, box)
     named = sum(bool(box.text) for box in boxes)
+    crowded = {False: named > CROWDED, True: sum(box.predicted for box in boxes if box.text) > CROWDED}
     font, taken = font_of(font_size if named <= 30 else min(font_size, 11)), []
     for box, at in sorted(zip(reversed(boxes), reversed(corners)), key=lambda pair: pair[0].width, reverse=True):
-        if box.text and (named <= CROWDED or not _smaller_than_label(at, box, font)):
+        if box.text and not (crowded[box.predicted] and _smaller_than_label(at, box, font)):
             _label(canvas, at, box, font, image.size, taken)
     return image
 

@@ -82,7 +82,7 @@ def _render(cfg: Config, side: int, rows: list[dict], executed: dict) -> str:
         "headline": lambda: headline(cfg),
         "losses": lambda: _figure(run / "loss_curves.png", "03_train"),
         "epochs": lambda: _table(run / "epochs.csv", "03_train", EPOCHS),
-        "profile": lambda: profile(out / "profiler" / cfg.run_name),
+        "profile": lambda: profile(cfg),
         "curves": lambda: _figure(run / "pr_curves.png", "04_evaluate"),
         "classes": lambda: _table(run / "per_class.csv", "04_evaluate", CLASSES),
         "errors": lambda: error_summary(out / "error_analysis"),
@@ -141,8 +141,11 @@ def _intervals(cfg: Config) -> dict:
     return {"intervals": whole(found), "gains": whole(gains), "photos": document.get("images")}
 
 
-def profile(folder: Path) -> dict:
+def profile(cfg: Config) -> dict:
     """The step breakdown: its rows (range, ms, share), and what they say in words."""
+    folder = cfg.output_dir / "profiler" / cfg.run_name
+    if not (cfg.profile or cfg.profile_only or folder.exists()):
+        raise UserError("No step was profiled (profile=False): 03_train does it alone with profile_only=True.")
     table = read_table(require(folder / "breakdown.csv", "03_train"))[["range", "ms", "share"]]
     summary = {"sentence": "", "photos_per_s": None, **_json(folder / "summary.json", default={})}
     return {**summary, "rows": table.astype({"ms": float, "share": float}).to_dict("records")}

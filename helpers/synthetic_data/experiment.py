@@ -71,6 +71,13 @@ def _is_done(ours: Config) -> bool:
     return not changed and (ours.run_dir / "detections_val2017_last.json").exists()
 
 
+def start_ap(cfg: Config) -> float | None:
+    """mAP of the untouched checkpoint, from metrics.csv; None where 04 has not evaluated it."""
+    table = read_table(cfg.output_dir / "metrics.csv")
+    rows = table[(table["run"] == cfg.run_name) & (table["checkpoint"] == "start")]
+    return float(rows["mAP"].iloc[0]) if len(rows) else None
+
+
 @dataclass(frozen=True)
 class Scores:
     """AP of one run by name of the group of objects (``all``, sizes, classes), with its bootstrap draws [R]."""

@@ -139,7 +139,7 @@ def co_occurrence(indices: dict[str, CocoIndex]) -> Figure:
     for axis, (name, index) in zip(figure.subplots(1, 2), indices.items()):
         together = 100 * Context.of(index).together[np.ix_(order, order)]
         heat_map(axis, together, lambda r, c, values=together: f"{values[r, c]:.0f}", most=100)
-        axis.set_title(name)
+        axis.set(title=name, xlabel="show this class too, %", ylabel="photos with this class")
         axis.set_xticks(
             np.arange(len(order)), [first.classes[k] for k in order], rotation=60, ha="right", parse_math=False
         )
@@ -173,7 +173,7 @@ def effects_figure(effects: pd.DataFrame, groups: Sequence[str] = ("all", "small
     groups = [group for group in groups if effects.loc[effects["group"] == group, "value"].notna().any()]
     columns = min(4, max(1, len(groups)))
     lines = -(-max(1, len(groups)) // columns)
-    figure = Figure(figsize=(3.1 * columns + 2.2, lines * (1.2 + 0.3 * max(2, len(rows)))), layout="constrained")
+    figure = Figure(figsize=(2.3 * columns + 2.6, lines * (1.2 + 0.3 * max(2, len(rows)))), layout="constrained")
     axes = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True)
     for axis in axes.flat[len(groups) :]:
         axis.axis("off")
@@ -194,6 +194,7 @@ def effects_figure(effects: pd.DataFrame, groups: Sequence[str] = ("all", "small
         )
         axis.set_ylim(len(rows) - 0.5, -0.5)
         axis.grid(axis="x", alpha=0.3)
+        axis.xaxis.get_major_locator().set_params(nbins=5)
     for axis in axes.flat[max(len(groups) - columns, 0) : len(groups)]:  # the lowest panel of each column
         axis.tick_params(labelbottom=True)
     figure.supxlabel("AP minus AP with real photos only; grey: the interval holds 0", fontsize=10)

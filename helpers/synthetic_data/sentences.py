@@ -21,8 +21,8 @@ def made(manifest: dict) -> str:
     return (
         f"{manifest['photos']:,} photos with {manifest['annotations']:,} objects, {pasted:,} of them pasted "
         f"({pasted / max(1, manifest['photos']):.1f} a photo). Pasting covered {manifest['partly_covered']:,} "
-        f"objects in part, hid {manifest['hidden']:,} so far that they are no longer labelled, and found no place "
-        f"{manifest['refused']:,} times."
+        f"objects in part, hid {manifest['hidden']:,} so far that they are no longer labelled, and found no place for "
+        f"{manifest['refused']:,} more."
         + (f" Not cut out: {left_out}." if left_out else "")
         + (f" {manifest['unreadable']} photos could not be read." if manifest["unreadable"] else "")
     )
@@ -119,8 +119,17 @@ def caveat(table: pd.DataFrame, photos: int) -> str:
     return text
 
 
-def learnt(effects: pd.DataFrame, table: pd.DataFrame, photos: int, classes: list[str]) -> str:
-    """The closing list."""
+def against_start(table: pd.DataFrame, start: float) -> str:
+    """What the arms' training itself was worth; ``start`` is the untouched checkpoint's mAP."""
+    above, runs = int((table["mAP"] > start).sum()), len(table)
+    text = f"{above} of {runs} run{'s' * (runs > 1)} ended above the untouched start (mAP {start:.3f})"
+    return text + ("." if above else ": this training loses more than any of its data wins.")
+
+
+def learnt(
+    effects: pd.DataFrame, table: pd.DataFrame, photos: int, classes: list[str], start: float | None = None
+) -> str:
+    """The closing list; ``start`` is the untouched checkpoint's mAP where it is known."""
     whole = effects[effects["group"] == "all"]
     lines = [arm(row) for _, row in whole.iterrows()]
     if whole.empty:
@@ -131,4 +140,5 @@ def learnt(effects: pd.DataFrame, table: pd.DataFrame, photos: int, classes: lis
             groups(effects, classes, "class"),
             shares(effects),
         ]
+    lines += [] if start is None else [against_start(table, start)]
     return "\n".join(f"- {line}" for line in [*lines, caveat(table, photos)])

@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import LogLocator
 
 from helpers.pictures.charts import chart
 from helpers.pictures.colours import BLUE, GREY, ORANGE, PREDICTED, PURPLE, SKY
@@ -33,6 +34,9 @@ def loss_curves(losses: pd.DataFrame, epochs: pd.DataFrame) -> Figure:
             left.plot(epochs["step"], epochs[f"val_{name}"], "o", color=colour, markersize=5, markeredgecolor="white")
     steps = f"optimizer step (mean of {window}; dots: validation)"
     left.set(yscale="log", xlabel=steps, ylabel="weighted loss")
+    left.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
+    left.yaxis.set_major_formatter("{x:g}")
+    left.yaxis.set_minor_formatter("{x:g}")
     above = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "frameon": False, "fontsize": 8}  # never on a curve
     left.legend(ncols=6, columnspacing=1.2, **above)
     if len(epochs):

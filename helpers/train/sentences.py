@@ -67,15 +67,18 @@ def _change(share: float) -> str:
 
 
 def _where_it_flattens(loss: np.ndarray) -> str:
-    """The step after which nine tenths of the whole fall are behind, of a smoothed loss."""
+    """The step after which nine tenths of the whole fall are behind, of a smoothed loss, or all but its noise."""
     if len(loss) < FEW:
         return f"{len(loss)} steps are too few to say where the loss flattens."
     window = max(1, len(loss) // 10)
     smooth = np.convolve(loss, np.ones(window) / window, mode="valid")
     if smooth[0] <= smooth.min() * 1.02:
         return "The loss does not fall: lower the learning rate, or look at the data again."
-    reached = int(np.argmax(smooth <= smooth[0] - 0.9 * (smooth[0] - smooth.min()))) + window
+    tenth, noise = 0.1 * (smooth[0] - smooth.min()), np.diff(loss).std() / np.sqrt(2 * window)  # of a window's mean
+    reached = int(np.argmax(smooth <= smooth.min() + max(tenth, 2 * noise))) + window
     if reached > 0.9 * len(loss):
         late = f"nine tenths of its fall are reached at step {reached} of {len(loss)} only"
         return f"The loss was still falling near the end: {late}."
+    if 2 * noise > tenth:
+        return f"From step {reached} of {len(loss)} on the loss moves within its noise: the curve is flat."
     return f"Nine tenths of the fall are behind after step {reached} of {len(loss)}; from there the curve is flat."

@@ -623,6 +623,17 @@ def test_the_same_photo_is_an_example_once(tmp_path, monkeypatch):
     assert (shown["best_photos"]["objects"] == 5).all() and len(shown["best_photos"]) == 4
 
 
+def test_boxes_in_a_crowd_are_in_the_title(tmp_path, monkeypatch):
+    """Two red boxes in the picture, and "1 false" above it."""
+    index = one_photo(tmp_path)
+    said = []
+    monkeypatch.setattr(crops, "tile", lambda picture, text, *_: said.append(text) or picture)
+    photo = {"image_id": int(index.image_ids[0]), "f1": 0.0, "correct": 0, "objects": 14, "false": 1}
+    for uncounted in (0, 1):
+        crops.photo_grid(index, pd.DataFrame([photo | {"uncounted": uncounted}]), [])
+    assert said[0].endswith("14 objects found, 1 false") and said[1] == said[0] + ", 1 in a crowd"
+
+
 def test_tables_for_a_reader(gt):
     """Seen on real photos: photo 142,620, annotation -1, NaN and an area of 14296.208."""
     page = readable(

@@ -327,6 +327,8 @@ def test_paired_difference(gt, results):
     start, best = results
     gain = difference(start, best, "mAP")
     assert gain["significant"] and gain["interval"][0] < best.stats["mAP"] - start.stats["mAP"] < gain["interval"][1]
+    assert ": better, and significantly so" in sentences.headline(start, best)
+    assert ": worse, and significantly so" in sentences.headline(best, start)
     same = difference(best, assess("copy", gt, best.detections), "mAP")
     assert same == {"value": 0.0, "interval": (0.0, 0.0), "significant": False}
     assert (best.draws("mAP") - start.draws("mAP")).std() < np.hypot(
@@ -562,6 +564,8 @@ def test_runs_of_other_data_are_not_compared(gt, results, tmp_path):
     write_json(tmp_path / "one" / "detections_val2017_epoch_1.json", start.detections)
     runs = saved_runs(tmp_path, gt)
     assert list(runs) == ["one", "one (epoch_1)", "one (start)"]
+    write_json(tmp_path / "one" / "detections_val2017_last.json", best.detections)
+    assert list(saved_runs(tmp_path, gt)) == ["one (epoch_1)", "one (last)", "one (start)"], "the last one only once"
     table = run_table([assess(name, gt, found) for name, found in runs.items()] + [best], best)
     assert table["mAP"].is_monotonic_decreasing and table.loc["one (start)", "significant"] == "yes"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import threading
 import time
 
 import numpy as np
@@ -14,6 +15,7 @@ from PIL import Image, ImageColor
 from helpers.boxes import intersection
 from helpers.download.coco import read_index
 from helpers.index import CocoIndex
+from helpers.pictures import browse
 from helpers.pictures import draw as draw_module
 from helpers.pictures.browse import ALL_ERRORS, CONFIDENT_FIRST, DATA_SET_ORDER, EVERYTHING, WORST_FIRST, Browser
 from helpers.pictures.colours import PREDICTED, TRUTH
@@ -142,6 +144,39 @@ def test_truth_can_be_hidden(grey):
     assert near(opened(widget.picture.value), GREEN) > 100
     widget.truth.value = False
     assert near(opened(widget.picture.value), GREEN) == 0 and "0 ground truth" in widget.caption.value
+
+
+def test_two_controls_at_once(index, detections, errors, monkeypatch):
+    """Seen in JupyterLab: "photo 1 of 309, 6 predicted" of the slider above the seven boxes of the filter."""
+    widget, fresh = (Browser(index, detections, errors, threshold=0.0) for _ in range(2))
+    fresh.kind.value = EVERYTHING
+    entered, go = threading.Event(), threading.Event()
+
+    def slow(*args):
+        boxes = visible_boxes(*args)
+        if not entered.is_set():
+            entered.set()
+            go.wait(5)
+        return boxes
+
+    monkeypatch.setattr(browse, "visible_boxes", slow)
+    moves = [(widget.slider, 2), (widget.kind, EVERYTHING)]
+    threads = [threading.Thread(target=setattr, args=(control, "value", value)) for control, value in moves]
+    threads[0].start()
+    assert entered.wait(5)
+    threads[1].start()
+    threads[1].join(0.3)
+    go.set()
+    for thread in threads:
+        thread.join(5)
+    assert (widget.caption.value, widget.picture.value) == (fresh.caption.value, fresh.picture.value)
+
+
+def test_crowd_regions_are_counted_apart(index):
+    """The report and the error analysis count objects: "19 ground truth" contradicted their 18."""
+    crowd = np.arange(len(index.iscrowd)) == index.rows(0)[0]
+    text = Browser(dataclasses.replace(index, iscrowd=crowd), []).caption.value
+    assert text.endswith(f"0 predicted, {len(index.rows(0)) - 1} ground truth and 1 crowd region")
 
 
 def test_class_filter_shows_photos_with_the_class(index, detections):
@@ -296,6 +331,9 @@ def test_crowded_photo_keeps_its_small_objects_in_sight():
     assert filled(few)[62:72].max() > 0.1, "three books have their names below them"
     assert filled(many)[62:72].max() == 0, "twenty have none"
     assert filled(many)[210:].max() > 0.1, "the table has its name"
+    found = draw_module.Box((10, 40, 22, 60), "book 0.40", True)
+    red = (np.asarray(draw_module.paint(photo, [*books, large, found], 320)) == RED).all(axis=2).mean(axis=1)
+    assert red[20:38].max() > 0.1, "a prediction among many objects says what it is"
 
 
 def test_crowd_region_is_dotted():

@@ -16,10 +16,10 @@ from PIL import Image
 from playwright.sync_api import sync_playwright
 
 from helpers.config import load_config
-from helpers.files import ROOT, notebooks, write_atomic
+from helpers.files import ROOT, UserError, notebooks, write_atomic
 from helpers.pictures.embed import picture
 from helpers.report import notebook_pages
-from helpers.report.front_page import build_report, headline
+from helpers.report.front_page import build_report, headline, profile
 from helpers.report.notebook_pages import clean, notebook_page
 
 PAGES = ("index", *(path.stem for path in notebooks()))
@@ -210,6 +210,20 @@ def test_prints_everything_but_the_controls(cfg, visit):
     assert page.locator("#photo").is_visible()
 
 
+def test_a_figure_higher_than_a_page_is_printed_whole(tmp_path, visit):
+    """Six rows of pictures were cut at the edge of the paper, and the rest of the sixth came out twice as large."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (800, 1400), "red").save(buffer, "PNG")
+    output = nbformat.v4.new_output("display_data", {"image/png": base64.b64encode(buffer.getvalue()).decode()})
+    cell = nbformat.v4.new_code_cell("figure", outputs=[output])
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), tmp_path / "high.ipynb")
+    page = visit(write_atomic(tmp_path / "high.html", notebook_page(tmp_path / "high.ipynb")[0]))
+    page.emulate_media(media="print")
+    page.set_viewport_size({"width": 680, "height": 900})
+    size = page.locator(".output_subarea img").bounding_box()
+    assert size["height"] < 267 * 96 / 25.4 and size["width"] / size["height"] == pytest.approx(8 / 14, abs=0.01)
+
+
 def test_nothing_is_there_yet(tmp_path, visit):
     """A report of an empty folder says what is missing and which notebook makes it, part by part."""
     cfg = load_config("demo", output_dir=tmp_path / "artifacts", data_dir=tmp_path / "data")
@@ -217,6 +231,14 @@ def test_nothing_is_there_yet(tmp_path, visit):
     sentences = page.locator(".missing").all_inner_texts()
     assert len(sentences) >= 8
     assert any("03_train" in text for text in sentences) and any("04_evaluate" in text for text in sentences)
+
+
+def test_a_profile_that_nobody_asked_for_is_not_missing(cfg, tmp_path):
+    """The preset photos profiles nothing: "run 03_train first" sent its reader round in a circle."""
+    assert len(profile(cfg.with_(profile=False))["rows"]) > 1, "what is there is shown"
+    for asked, words in ((True, "breakdown.csv is missing"), (False, "No step was profiled")):
+        with pytest.raises(UserError, match=words):
+            profile(cfg.with_(profile=asked, output_dir=tmp_path))
 
 
 def test_damaged_parts_take_only_their_own_place(tmp_path, visit):

@@ -198,6 +198,8 @@ def test_slider_and_threshold_of_04(page, server):
     run_all(page, server, "04_evaluate")
     expect(caption(page)).to_contain_text("photo 1 of 12")
     first = picture(page)
+    width, natural = page.locator(".widget-image").evaluate("image => [image.clientWidth, image.naturalWidth]")
+    assert width <= natural, "stretched to the cell's width, a portrait is higher than the screen"
     drag(page, "photo", 1.0)
     expect(caption(page)).to_contain_text("photo 12 of 12")
     last = another_picture(page, first)

@@ -29,7 +29,7 @@ from helpers.synthetic_data.arms import (
     real_part,
     synthetic_dir,
 )
-from helpers.synthetic_data.experiment import effects, run_arms, scores
+from helpers.synthetic_data.experiment import effects, run_arms, scores, start_ap
 from helpers.synthetic_data.on_the_fly import paste_step, recipe
 from helpers.synthetic_data.probe import probe
 from helpers.train.training import build
@@ -195,6 +195,10 @@ def test_words_and_pictures_of_the_experiment(tiny_cfg, table):
     assert figures.shares_figure(table).axes
     text = sentences.learnt(compared, table, 12, list(TEN))
     assert text.count("\n- ") == 5 and "2 seeds" in text and "nan" not in text
+    assert "0 of 6 runs ended above the untouched start (mAP 0.900): " in sentences.learnt(
+        compared, table, 12, list(TEN), 0.9
+    )
+    assert start_ap(tiny_cfg) is None, "04 has not been here"
     row = pd.Series(
         {"arm": "offline", "share": 1.0, "base": 0.2, "value": 0.01, "low": -0.01, "high": 0.03, "seeds": 3}
     )

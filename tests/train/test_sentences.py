@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from types import SimpleNamespace
 
 import numpy as np
@@ -72,13 +73,23 @@ def table(loss: np.ndarray) -> pd.DataFrame:
         (np.linspace(9, 1, 100), "still falling near the end"),
         (np.linspace(1, 9, 100), "does not fall"),
         (np.array([9.0, 8.0, 8.5]), "3 steps are too few"),
+        (2.3 + np.r_[0.2, np.zeros(99)] + np.random.default_rng(0).normal(0, 0.2, 100), "within its noise"),
     ],
-    ids=["flattens", "falls", "rises", "few"],
+    ids=["flattens", "falls", "rises", "few", "noise"],
 )
 def test_where_the_curve_flattens_is_read_from_it(loss, words):
     said = sentences.observations(table(loss), pd.DataFrame())
     assert sum(words in sentence for sentence in said) == 1
     assert ("up" if loss[-1] > loss[0] else "down") in said[0]
+
+
+def test_ticks_of_the_loss_are_plain_numbers():
+    """A loss between 0.4 and 3 had "6 x 10^-1" beside its axis."""
+    figure = loss_curves(table(np.geomspace(3, 1.6, 60)), pd.DataFrame())
+    figure.savefig(io.BytesIO())
+    axis = figure.axes[0].yaxis
+    words = {tick.label1.get_text() for tick in [*axis.get_major_ticks(), *axis.get_minor_ticks()]} - {""}
+    assert words >= {"0.5", "1", "2"} and all(float(word) for word in words)
 
 
 def test_gap_and_best_epoch_are_computed():

@@ -49,7 +49,7 @@
     const taken = [], crowded = real.length + guesses.length > 15;
     for (const row of real) outline(row, row[5] ? "truth crowd" : "truth");
     for (const row of guesses) outline(row, "predicted");
-    for (const row of guesses.slice().reverse()) label(photo, row, "predicted", `${data.classes[row[4]]} ${row[5].toFixed(2)}`, false, unit, taken, crowded);
+    for (const row of guesses.slice().reverse()) label(photo, row, "predicted", `${data.classes[row[4]]} ${row[5].toFixed(2)}`, false, unit, taken, guesses.length > 15);
     for (const row of real) label(photo, row, "truth", (row[5] ? "crowd: " : "") + data.classes[row[4]], true, unit, taken, crowded);
     find("threshold-value").textContent = least.toFixed(2);
     find("photo-number").textContent = `${Number(slider.value) + 1} of ${data.photos.length}`;

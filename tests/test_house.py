@@ -20,6 +20,7 @@ FLOORS = (
     {"sanity"},
     {"train"},
     {"evaluate"},
+    {"export"},
     {"error_analysis"},
     {"synthetic_data"},
     {"grading"},

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import families
 import numpy as np
@@ -18,7 +19,7 @@ import orjson
 import pytest
 import torch
 from coco_folder import scenes_like_coco
-from readme_example import detections_of, example, spied
+from readme_example import as_detections, example, spied
 
 from helpers.boxes import box_iou
 from helpers.config import Config
@@ -27,7 +28,7 @@ from helpers.download.prepare import prepare
 from helpers.engine import to_coco
 from helpers.evaluate.checkpoint import load_checkpoint
 from helpers.export import graph
-from helpers.export.folder import PIXELS, SCORE, convention, differences, export, main
+from helpers.export.folder import PIXELS, SCORE, compare, convention, differences, export, main
 from helpers.files import ROOT, UserError
 from helpers.index import CocoIndex, open_split
 from helpers.metrics import Detections
@@ -46,7 +47,7 @@ def scenes(tmp_path_factory) -> Path:
 def run_of(scenes: Path, model: Path, where: Path, **changes) -> Config:
     """The start checkpoint of a run that has not been trained, on scenes of several shapes."""
     folders = {"coco_root": str(scenes), "data_dir": scenes.parent / "data", "output_dir": where}
-    cfg = families.settings(model, data_source="folder", **folders, checkpoint="remapped", **changes)
+    cfg = families.settings(model, data_source="folder", **folders, checkpoint="start", **changes)
     prepare(cfg)
     return cfg
 
@@ -67,8 +68,7 @@ def test_every_family_finds_the_same(family, exported):
     """Photos of several shapes, in batches of other sizes than the one that was traced."""
     where, about, *_ = exported
     done = about["compared"]
-    # the queries of a random DETR are all alike
-    assert done["photos"] == 5 and done["detections"] >= (5 if family == "DETR" else 50)
+    assert done["photos"] == 5 and done["detections"] >= (5 if family == "DETR" else 30)  # its random queries are alike
     assert done["largest_score"] < SCORE / 10 and done["largest_pixels"] < PIXELS / 10
     session = onnxruntime.InferenceSession(where / "model.onnx")
     assert {tensor.name: tensor.shape for tensor in session.get_inputs()} == {
@@ -98,8 +98,10 @@ def test_readme_is_enough(exported):
         assert np.abs(apart).max() <= 1 and np.abs(apart).mean() < 0.3
         with torch.inference_mode():
             output = detector.model(**{name: torch.from_numpy(value) for name, value in given.items()})
-        ours = to_coco(output, detector.processor, [1], batch["orig_sizes"], list(range(len(index.classes))))
-        count, score, edge = differences(ours, detections_of(theirs, about["classes"]))
+        ours = to_coco(output, detector.processor, [1], batch["orig_sizes"], list(range(len(about["classes"]))))
+        count, score, edge = differences(
+            ours, as_detections(theirs, {name: k for k, name in enumerate(about["classes"])}, 1)
+        )
         assert count and score < SCORE and edge < PIXELS
 
 
@@ -188,8 +190,21 @@ def test_differences_are_found(theirs, score, edge):
     assert np.allclose(differences(ours, one_photo(*theirs)), (2, score, edge))
 
 
-def test_checkpoint_that_finds_nothing_is_no_proof():
-    assert differences(one_photo(), one_photo()) == (0, 0.0, 0.0)
+@pytest.mark.parametrize(
+    "ours,theirs,words",
+    [
+        (one_photo(), one_photo(), "finds nothing on 2 photos"),
+        (one_photo((1, 0.9, 5)), one_photo((1, 0.9, np.nan)), "up to nan pixels"),
+        (one_photo((1, 0.9, 5)), one_photo((1, 0.9, 5.6)), "up to 0.6 pixels"),
+        (one_photo((1, 0.9, 5)), one_photo((1, 0.902, 5)), "up to 0.002 and"),
+    ],
+)
+def test_what_is_no_proof(ours, theirs, words, monkeypatch):
+    detector = SimpleNamespace(model=SimpleNamespace(config=SimpleNamespace(num_labels=1)), processor=0, preprocess=0)
+    answers = iter([ours, theirs])
+    monkeypatch.setattr("helpers.export.folder.predict", lambda *_: (next(answers), {}))
+    with pytest.raises(UserError, match=words):
+        compare(detector, None, [{"image_ids": [1, 2]}])
 
 
 def test_unknown_scores_are_refused():

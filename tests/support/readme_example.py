@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from unittest import mock
 
+import numpy as np
 from PIL import Image
 
 from helpers.metrics import Detections
@@ -47,15 +48,11 @@ def spied(folder: Path, photo: Path) -> tuple[list, dict]:
         return defined["detect"](file, threshold=0.0), given
 
 
-def detections_of(found: list, classes: list[str], image_id: int = 1) -> Detections:
-    """As COCO results, with a class's number for its category."""
-    records = [
-        {
-            "image_id": image_id,
-            "category_id": classes.index(name),
-            "score": score,
-            "bbox": [x, y, max(r - x, 0), max(b - y, 0)],
-        }
-        for name, score, (x, y, r, b) in found
-    ]
-    return Detections.of(records)
+def as_detections(found: list, categories: dict[str, int], image_id: int) -> Detections:
+    """What the example found on a photo as COCO results, ``categories`` by name."""
+    names, scores, boxes = zip(*found)
+    corners = np.array(boxes)
+    bbox = np.hstack([corners[:, :2], np.maximum(corners[:, 2:] - corners[:, :2], 0)])  # as ours: no negative side
+    return Detections(
+        np.full(len(found), image_id), np.array([categories[name] for name in names]), bbox, np.array(scores)
+    )

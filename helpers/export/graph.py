@@ -26,7 +26,7 @@ def write_graph(model: nn.Module, inputs: dict[str, torch.Tensor], path: Path) -
     """``model`` as it computes in evaluation, on the CPU; ``inputs``: an example of the loop's, without labels.
 
     The number of photos stays open, and where the loop pads (there is a ``pixel_mask``) their height and width too.
-    torch's tracing exporter writes it: the one that follows ``torch.export`` takes ten times as long, writes this
+    torch's tracing exporter writes it: the one that follows ``torch.export`` takes several times as long, writes this
     machine's paths into the file, and has no operator for the checks in transformers' deformable attention. Raises
     UserError where a part of the model is not in ONNX.
     """

@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).parent / "support"))  # for `from mirror i
 
 from coco_folder import COCO_REAL, TRAINED  # noqa: E402
 
-ON_A_TRAINED_DETECTOR = ["error_analysis/test_trained_detector.py"]
+ON_A_TRAINED_DETECTOR = ["error_analysis/test_trained_detector.py", "export/test_trained_export.py"]
 collect_ignore = [] if TRAINED.is_dir() and COCO_REAL.is_dir() else ON_A_TRAINED_DETECTOR
 
 

@@ -1,0 +1,4 @@
+from helpers.cli import command
+from helpers.export.folder import main
+
+command(main)

@@ -37,8 +37,10 @@ def how_threads_wait() -> dict[str, str]:
     OpenMP's threads spin while they wait for each other, which is a quarter faster alone and half as fast beside a
     neighbour (benchmarks/shared_machine.py). Only what is there before PyTorch is loaded counts.
     """
-    busy = 0.0 if "OMP_WAIT_POLICY" in os.environ else psutil.cpu_percent(0.5) / 100 * psutil.cpu_count()
-    return {"OMP_WAIT_POLICY": "PASSIVE"} if busy > NEIGHBOUR else {}
+    if "OMP_WAIT_POLICY" in os.environ:
+        return {}
+    least = min(psutil.cpu_percent(0.4) for _ in range(3))  # what the notebook before leaves running ends meanwhile
+    return {"OMP_WAIT_POLICY": "PASSIVE"} if least / 100 * psutil.cpu_count() > NEIGHBOUR else {}
 
 
 def execute(

@@ -152,7 +152,6 @@ def price_sentence(table: pd.DataFrame) -> str:
     return (
         f"Of {len(table)} runs, {'this is' if len(names) == 1 else 'these are'} worth the time, none is as good "
         f"and faster: {', '.join(names)}. Each was timed when its 04 ran: only times of one machine can be compared."
-        + (" The published AP is of 80 classes, at its authors' image size." if "published" in table else "")
     )
 
 

@@ -39,8 +39,9 @@ def how_threads_wait() -> dict[str, str]:
     """
     if "OMP_WAIT_POLICY" in os.environ:
         return {}
-    least = min(psutil.cpu_percent(0.4) for _ in range(3))  # what the notebook before leaves running ends meanwhile
-    return {"OMP_WAIT_POLICY": "PASSIVE"} if least / 100 * psutil.cpu_count() > NEIGHBOUR else {}
+    # up to three looks: what the notebook before leaves running ends meanwhile
+    busy = all(psutil.cpu_percent(0.4) / 100 * psutil.cpu_count() > NEIGHBOUR for _ in range(3))
+    return {"OMP_WAIT_POLICY": "PASSIVE"} if busy else {}
 
 
 def execute(

@@ -147,10 +147,8 @@ def load_state(folder: Path, model, optimizer, scaler) -> dict:
     optimizer.load_state_dict(state)
     for values, parameter in ((optimizer.state[p], p) for group in optimizer.param_groups for p in group["params"]):
         # a fused step wants the moments laid out as the weights are, which on a GPU are channels-last
-        for name in [
-            name for name, value in values.items() if torch.is_tensor(value) and value.shape == parameter.shape
-        ]:
-            values[name] = torch.empty_like(parameter, dtype=values[name].dtype).copy_(values[name])
+        moments = {name: value for name, value in values.items() if getattr(value, "shape", None) == parameter.shape}
+        values |= {name: torch.empty_like(parameter, dtype=t.dtype).copy_(t) for name, t in moments.items()}
     if scaler is not None and saved["scaler"]:
         scaler.load_state_dict(saved["scaler"])
     mark = _mark(rank())

@@ -132,10 +132,11 @@ def test_batch_size_changes_nothing(cfg, evaluated):
     """Portrait, landscape and square photos, one at a time and all in one batch."""
     index, _, _ = evaluated
     shapes = np.argsort(index.widths / index.heights)
-    few = index.take(shapes[[0, 1, len(shapes) // 2, -2, -1]])
+    middle = len(shapes) // 2
+    few = index.take(shapes[[0, 1, 2, middle, middle + 1, -3, -2, -1]])
     detector = load_detector(cfg, index.classes, class_head="whole")
     ids, results = detector.category_ids(index), []
-    for size in (1, 5):
+    for size in (1, 8):
         loader = eval_loader(few, detector.preprocess, size, 0)
         results.append(predict(detector.model, detector.processor, detector.preprocess, loader, ids)[0])
     one, all_ = (

@@ -1,6 +1,7 @@
 """What each part of the recipe is worth: the same data and the same number of steps in every row, one change at a time.
 
     python benchmarks/recipe.py scenes                              # made-up scenes
+    python benchmarks/recipe.py first_run                           # the demo's size, scenes, steps and rates
     python benchmarks/recipe.py photos --coco FOLDER,FOLDER         # COCO folders
     python benchmarks/recipe.py detector --coco FOLDER,FOLDER --model FOLDER   # from a detector that knows COCO
     python benchmarks/recipe.py scenes --only no_ema,no_augment     # these rows, beside those that are there
@@ -24,17 +25,18 @@ import torch
 from helpers.cli import command
 from helpers.config import Config, load_config
 from helpers.download.prepare import prepare
-from helpers.engine import eval_loader, predict
-from helpers.evaluate.checkpoint import evaluate_checkpoint, load_checkpoint
+from helpers.evaluate.checkpoint import evaluate_checkpoint
 from helpers.evaluate.comparison import assess, difference
 from helpers.files import ROOT, UserError, write_atomic, write_json
 from helpers.index import open_split
-from helpers.metrics import coco_metrics, ground_truth
+from helpers.metrics import ground_truth
 from helpers.train.training import train
 
-EPOCHS = {"scenes": 1, "photos": 3, "detector": 1}
+EPOCHS = {"scenes": 1, "photos": 3, "detector": 1, "first_run": 2}
+# Where the rows on scenes and photos stand; the preset ``demo`` went on to what ``first_run`` found
+TABLE = {"max_train_images": 1600, "image_size": 256, "lr": 4e-4, "lr_backbone": 5e-5}
 ROWS = {  # name: what it is, what differs from the first training
-    "start": ("untouched checkpoint, head remapped", {}),
+    "start": ("untouched checkpoint, with its whole head", {}),
     "recipe": (
         "**the recipe**: head remapped, grouped learning rates, EMA, light augmentation, four stages frozen",
         {},
@@ -84,6 +86,21 @@ DETECTOR_ROWS = {  # likewise, for a detector that knows COCO; the recipe is the
     ),
 }
 
+ONCE = {"max_train_images": 800, "epochs": 1}  # a hundred steps, as the preset's 400 scenes twice
+FIRST_RUN_ROWS = {  # what differs from the preset ``demo``
+    "start_256": ("untouched, at 256 pixels", {"image_size": 256}),
+    "start": ("untouched, at 320 pixels", {}),
+    "recipe": ("**the preset**: 320 pixels, 400 scenes twice, lr 2e-4", {}),
+    "other_seed": ("the same with another seed", {"seed": 43}),
+    "longer": ("256 pixels, 1,600 scenes twice, lr 4e-4", TABLE),
+    "shorter": ("256 pixels, 1,600 scenes once, lr 4e-4", TABLE | {"epochs": 1}),
+    "once": ("320 pixels, 800 scenes once, lr 2e-4", ONCE),
+    "once_high": ("320 pixels, 800 scenes once, lr 4e-4", ONCE | {"lr": 4e-4, "lr_backbone": 5e-5}),
+    "once_low": ("320 pixels, 800 scenes once, lr 1e-4", ONCE | {"lr": 1e-4, "lr_backbone": 1.25e-5}),
+    "once_352": ("352 pixels, 800 scenes once, lr 2e-4", ONCE | {"image_size": 352}),
+    "once_384": ("384 pixels, 800 scenes once, lr 4e-4", ONCE | {"image_size": 384, "lr": 4e-4, "lr_backbone": 5e-5}),
+}
+
 
 def main(argv=None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -93,7 +110,7 @@ def main(argv=None) -> int:
     parser.add_argument("--only", help="names of rows, separated by commas")
     parser.add_argument("--epochs", type=int, help="of the whole training split, for every row alike")
     options = parser.parse_args(argv)
-    rows = DETECTOR_ROWS if options.data == "detector" else ROWS
+    rows = {"detector": DETECTOR_ROWS, "first_run": FIRST_RUN_ROWS}.get(options.data, ROWS)
     names = options.only.split(",") if options.only else list(rows)
     if unknown := [name for name in names if name not in rows]:
         raise UserError(f"There is no row {unknown[0]!r}; there are {', '.join(rows)}.")
@@ -102,7 +119,7 @@ def main(argv=None) -> int:
     for name in names:
         file = base.output_dir / f"{name}.json"
         if not file.exists():
-            write_json(file, one_row(base, name, options.epochs or EPOCHS[options.data]))
+            write_json(file, one_row(base, rows, name, options.epochs or EPOCHS[options.data]))
         print(name, orjson.loads(file.read_bytes()), flush=True)
     write_table(base, options.data, rows)
     return 0
@@ -118,10 +135,10 @@ def detector_of(roots: str | None, model: str | None) -> Config:
     return cfg
 
 
-def fine_tune(base: Config, name: str, epochs: int) -> dict:
+def fine_tune(base: Config, rows: dict, name: str, epochs: int) -> dict:
     """AP, AP50, steps and minutes of a row, and how far AP is from the untouched detector's at its image size."""
     began = time.perf_counter()
-    cfg = base.with_(run_name=name, epochs=epochs, overwrite=False, resume="auto", **DETECTOR_ROWS[name][1])
+    cfg = base.with_(run_name=name, epochs=epochs, overwrite=False, resume="auto", **rows[name][1])
     val, steps = open_split(cfg, "val2017"), 0
     if not name.startswith("start"):
         steps = train(cfg).step
@@ -137,15 +154,14 @@ def fine_tune(base: Config, name: str, epochs: int) -> dict:
 
 
 def data_of(data: str, roots: str | None, share: int = 1) -> Config:
-    """The demo preset's config on scenes or on COCO folders, with its data in place; ``share`` 2 takes half of the
-    photos.
+    """The demo preset's config on scenes or on COCO folders, at the size and the rates of their table, with its data in
+    place; ``share`` 2 takes half of the photos.
     """
     if data == "photos" and not roots:
         raise UserError("photos needs --coco FOLDER[,FOLDER...].")
     where = {"data_source": "folder", "coco_root": roots} if data == "photos" else {}
-    cfg = load_config(
-        "demo", **where, data_dir=f"data/recipe/{data}", output_dir=f"artifacts/recipe/{data}", profile=False
-    )
+    where |= {"data_dir": f"data/recipe/{data}", "output_dir": f"artifacts/recipe/{data}", "profile": False}
+    cfg = load_config("demo", **({} if data == "first_run" else TABLE), **where)
     cfg = cfg.with_(
         max_train_images=None if data == "photos" else cfg.max_train_images,
         max_val_images=None if data == "photos" else 300,
@@ -157,22 +173,20 @@ def data_of(data: str, roots: str | None, share: int = 1) -> Config:
     return cfg
 
 
-def measure(base: Config, name: str, epochs: int) -> dict:
+def measure(base: Config, rows: dict, name: str, epochs: int) -> dict:
     """AP, AP50, steps and minutes of a row."""
     began = time.perf_counter()
-    if name == "start":
-        index, detector = (
-            open_split(base, "val2017"),
-            load_checkpoint(base, open_split(base, "val2017").classes, "start"),
-        )
-        loader = eval_loader(index, detector.preprocess, base.batch_size, base.num_workers)
-        detections, _ = predict(detector.model, detector.processor, detector.preprocess, loader, index.category_ids)
-        stats = coco_metrics(ground_truth(index), detections)["stats"]
-        return {"mAP": stats["mAP"], "mAP50": stats["mAP50"], "steps": 0, "minutes": (time.perf_counter() - began) / 60}
     if name == "half":
-        base = data_of(base.data_dir.name, ",".join(map(str, base.coco_root)) or None, share=2)
-        epochs *= 2
-    run = train(base.with_(run_name=name, epochs=epochs, overwrite=False, resume="auto", **ROWS[name][1]))
+        base, epochs = data_of(base.data_dir.name, ",".join(map(str, base.coco_root)) or None, share=2), 2 * epochs
+    values = {"run_name": name, "epochs": epochs, "overwrite": False, "resume": "auto", **rows[name][1]}
+    if values.get("max_train_images", base.max_train_images) != base.max_train_images:
+        values["data_dir"] = f"{base.data_dir}-{values['max_train_images']}"
+    base = base.with_(**values)
+    prepare(base)
+    if name.startswith("start"):
+        stats = evaluate_checkpoint(base, open_split(base, "val2017"), "start")[1]["stats"]
+        return {"mAP": stats["mAP"], "mAP50": stats["mAP50"], "steps": 0, "minutes": (time.perf_counter() - began) / 60}
+    run = train(base)
     return {
         "mAP": run.epochs[-1]["mAP"],
         "mAP50": run.epochs[-1]["mAP50"],
@@ -199,7 +213,7 @@ def write_table(base: Config, data: str, rows: dict) -> None:
         numbers = f"{row['mAP']:.{digits}f} | {row['mAP50']:.{digits}f}{apart} | {row['steps']} | {row['minutes']:.1f}"
         lines.append(f"| {rows[name][0]} | {numbers} |")
     photos = {split: len(open_split(base, split)) for split in ("train2017", "val2017")}
-    what = "scenes" if data == "scenes" else "photos"
+    what = "photos" if base.data_source == "folder" else "scenes"
     lines += [
         "",
         f"{photos['train2017']} {what} to learn from, {photos['val2017']} to test with; one seed; "

@@ -1,10 +1,9 @@
 """The demo model's training with its data path, ours against the Hugging Face Trainer's: ``python
 benchmarks/demo_training.py``.
 
-The same scenes, the same checkpoint, the same batch size and number of data-loader workers; each side with its own
-recipe: ours is the preset ``demo`` (averaged weights included), theirs benchmarks/peer.py. Photos per second over the
-steps after the
-burn-in.
+The same scenes, the same checkpoint, the same batch size and number of data-loader workers; each side and round in a
+process of its own, with its own recipe: ours is the preset ``demo`` (averaged weights included), theirs
+benchmarks/peer.py. Photos per second over the steps after the burn-in.
 """
 
 from __future__ import annotations
@@ -13,33 +12,41 @@ import argparse
 import tempfile
 import time
 from itertools import islice
-from pathlib import Path
 
 import numpy as np
 import peer
 import torch
-from machine import header
+from machine import header, in_own_process
 
 from helpers.config import Config, load_config
 from helpers.download.prepare import prepare
-from helpers.engine import Run, train_loader, train_step
+from helpers.engine import train_loader, train_step
 from helpers.model import quiet
 from helpers.train.training import build
 
 BURN_IN = 6  # steps: the batches that the workers had ready by then are used up
 
 
-def ours(run: Run, epoch: int, steps: int) -> float:
+def ours(cfg: Config, steps: int) -> float:
     """Photos per second."""
-    marks = []
-    for batch in islice(train_loader(run, epoch), steps):
+    quiet()
+    run, marks = build(cfg), []
+    for batch in islice(train_loader(run, 0), steps):
         train_step(run, [batch])
         marks.append(time.perf_counter())
-    return rate(np.diff(marks), run.cfg.batch_size)
+    return rate(np.diff(marks), cfg.batch_size)
 
 
-def theirs(model: torch.nn.Module, photos: peer.Photos, cfg: Config, steps: int) -> float:
+def theirs(cfg: Config, steps: int) -> float:
     """Photos per second."""
+    quiet()
+    photos = peer.Photos(
+        cfg.data_dir / "annotations" / "instances_train2017.json",
+        cfg.data_dir / "images" / "train2017",
+        peer.square_processor(cfg.model, cfg.image_size),
+        list(cfg.classes),
+    )
+    model = peer.detector(cfg.model, list(cfg.classes))
     return rate(peer.train(model, photos, peer.collate, cfg.batch_size, steps, workers=cfg.num_workers), cfg.batch_size)
 
 
@@ -62,19 +69,10 @@ def main() -> None:
         cfg = load_config("demo", data_dir=f"{folder}/data", output_dir=f"{folder}/out", max_val_images=2)
         cfg = cfg.with_(max_train_images=cfg.batch_size * arguments.steps)
         prepare(cfg)
-        run = build(cfg)
-        data = Path(folder, "data")
-        photos = peer.Photos(
-            data / "annotations" / "instances_train2017.json",
-            data / "images" / "train2017",
-            peer.square_processor(cfg.model, cfg.image_size),
-            list(cfg.classes),
-        )
-        model = peer.detector(cfg.model, list(cfg.classes))
         rates = {"ours": [], "Trainer": []}
         for number in range(arguments.rounds):
-            rates["ours"].append(ours(run, number, arguments.steps))
-            rates["Trainer"].append(theirs(model, photos, cfg, arguments.steps))
+            rates["ours"].append(in_own_process(ours, cfg, arguments.steps))
+            rates["Trainer"].append(in_own_process(theirs, cfg, arguments.steps))
             print(
                 f"round {number + 1}: "
                 + "; ".join(f"{name} {values[-1]:.1f} photos/s" for name, values in rates.items()),

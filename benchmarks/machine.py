@@ -1,11 +1,20 @@
-"""What a benchmark prints above its numbers: the machine and the versions."""
+"""What benchmarks share: the line above their numbers, and a process of its own for each side."""
 
 from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from importlib.metadata import version
+from multiprocessing import get_context
 from pathlib import Path
+
+
+def in_own_process(function: Callable, *arguments):
+    """What ``function`` gives in a fresh process, so that no side inherits what another set (threads, allocator)."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
 
 
 def header(*packages: str) -> str:

@@ -3,8 +3,8 @@ benchmarks/step.py``.
 
 The model has the true shape and random weights. Both sides train on the same square pictures of 512 px, two at a time,
 so that neither gains by padding less; ``padded`` is our step on batches as our collator makes them, of photos of 4:3:
-512 x 384 px, where the recipe pads to the square. Ours freezes the stem and the first stage, as DETR's paper does; the
-Trainer takes the model as transformers loads it.
+512 x 384 px, where the recipe pads to the square. Each side and round has a process of its own. Ours freezes the stem
+and the first stage, as DETR's paper does; the Trainer takes the model as transformers loads it.
 """
 
 from __future__ import annotations
@@ -12,13 +12,12 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import peer
 import torch
-from machine import header
+from machine import header, in_own_process
 from transformers import DetrConfig, DetrForObjectDetection, DetrImageProcessor, TimmBackboneConfig
 
 from helpers.config import load_config
@@ -44,10 +43,9 @@ def detr_r50(folder: Path, classes: tuple[str, ...]) -> Path:
     return folder
 
 
-def our_side(
-    folder: Path, model: Path, precision: str, height: int = SIZE
-) -> tuple[Callable[[int], list[float]], list[dict]]:
-    """``steps -> seconds of each`` on pictures of ``height`` x 512 px, and four batches as the model gets them."""
+def ours(folder: Path, model: Path, precision: str, height: int, count: int) -> list[float]:
+    """Seconds of each of ``count`` steps on pictures of ``height`` x 512 px; leaves the batches in batches.pt."""
+    quiet()
     cfg = load_config(
         "demo",
         model=str(model),
@@ -70,21 +68,21 @@ def our_side(
     for batch in batches:  # the scenes' aspects differ: made one
         batch["pixel_values"] = torch.nn.functional.interpolate(batch["pixel_values"], (height, SIZE))
         batch["pixel_mask"] = torch.ones(BATCH, height, SIZE, dtype=torch.bool)
-
-    def steps(count: int) -> list[float]:
-        seconds = []
-        for k in range(count):
-            began = time.perf_counter()
-            train_step(run, [batches[k % len(batches)]])
-            seconds.append(time.perf_counter() - began)
-        return seconds
-
-    return steps, [run.detector.preprocess.to_device(batch) for batch in batches]
+    if height == SIZE:
+        torch.save([run.detector.preprocess.to_device(batch) for batch in batches], folder / "batches.pt")
+    seconds = []
+    for k in range(count):
+        began = time.perf_counter()
+        train_step(run, [batches[k % len(batches)]])
+        seconds.append(time.perf_counter() - began)
+    return seconds
 
 
-def their_side(model: Path, classes: tuple[str, ...], batches: list[dict], bf16: bool) -> Callable[[int], list[float]]:
-    detector = peer.detector(model, list(classes))
-    return lambda count: peer.train(detector, peer.Held(batches), peer.one, 1, count + 1, bf16)
+def theirs(folder: Path, model: Path, classes: tuple[str, ...], bf16: bool, count: int) -> list[float]:
+    """Seconds of each of the Trainer's steps on the square batches that ``ours`` left."""
+    quiet()
+    batches = torch.load(folder / "batches.pt", weights_only=True)
+    return peer.train(peer.detector(model, list(classes)), peer.Held(batches), peer.one, 1, count + 1, bf16)
 
 
 def main() -> None:
@@ -100,13 +98,13 @@ def main() -> None:
         model = detr_r50(folder / "model", classes)
         sides = {}
         for precision in arguments.precision:
-            sides[f"ours, {precision}"], batches = our_side(folder, model, precision)
-            sides[f"ours padded, {precision}"], _ = our_side(folder, model, precision, height=384)
-            sides[f"Trainer, {precision}"] = their_side(model, classes, batches, precision == "bf16")
+            sides[f"ours, {precision}"] = (ours, folder, model, precision, SIZE)
+            sides[f"ours padded, {precision}"] = (ours, folder, model, precision, 384)
+            sides[f"Trainer, {precision}"] = (theirs, folder, model, classes, precision == "bf16")
         seconds: dict[str, list[float]] = {name: [] for name in sides}
         for number in range(arguments.rounds):
-            for name, steps in sides.items():
-                seconds[name].append(float(np.median(steps(BURN_IN + arguments.steps)[BURN_IN:])))
+            for name, side in sides.items():
+                seconds[name].append(float(np.median(in_own_process(*side, BURN_IN + arguments.steps)[BURN_IN:])))
             print(
                 f"round {number + 1}: " + "; ".join(f"{name} {values[-1]:.2f} s" for name, values in seconds.items()),
                 flush=True,
@@ -114,10 +112,10 @@ def main() -> None:
     median = {name: float(np.median(values)) for name, values in seconds.items()}
     for name, value in median.items():
         print(f"{name}: {value:.2f} s a step, {BATCH / value:.2f} photos/s")
-    for ours in median:
-        for theirs in median:
-            if ours.startswith("ours") and theirs.startswith("Trainer"):
-                print(f"{ours} is {median[theirs] / median[ours]:.2f} times as fast as {theirs}")
+    for mine in median:
+        for peers in median:
+            if mine.startswith("ours") and peers.startswith("Trainer"):
+                print(f"{mine} is {median[peers] / median[mine]:.2f} times as fast as {peers}")
 
 
 if __name__ == "__main__":

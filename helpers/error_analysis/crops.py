@@ -36,9 +36,7 @@ def error_jpeg(index: CocoIndex, row: dict, size: int = 520) -> bytes:
 
 
 def error_crop(index: CocoIndex, row: dict, size: int = 520) -> Image.Image:
-    """The photo around an error, longest side ``size`` pixels; annotations that are not meant have thin boxes, crowd
-    regions with their names.
-    """
+    """The photo around an error, longest side ``size`` pixels; thin boxes are annotations that are not meant."""
     i = position(index, row["image_id"])
     line = max(round(size / 130), 3)
     rows = index.rows(i)

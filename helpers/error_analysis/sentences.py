@@ -203,12 +203,11 @@ def photos(a: Analysis) -> str:
         return "No photo has objects or predictions."
     wrong = (a.photos["false"] + a.photos["missed"]).sort_values(ascending=False)
     perfect, hopeless = (int((a.photos["f1"] == f1).sum()) for f1 in (1, 0))
-    text = f"In {perfect} of {n} photos everything is right, in {hopeless} nothing is."
-    tenth = max(n // 10, 1)
-    if wrong.sum():
-        share = _percent(wrong.head(tenth).sum(), wrong.sum())
-        text += f" The tenth with most errors ({tenth} of them) holds {share} of all errors."
-    return text
+    text, tenth = f"In {perfect} of {n} photos everything is right, in {hopeless} nothing is.", max(n // 10, 1)
+    if not wrong.sum():
+        return text
+    share = _percent(wrong.head(tenth).sum(), wrong.sum())
+    return f"{text} The tenth with most errors ({tenth} of them) holds {share} of all errors."
 
 
 def candidates(a: Analysis) -> str:

@@ -269,18 +269,12 @@ def conclusions(a: Analysis) -> str:
     if not len(table):
         return "\n".join([*lines, "", "**No type of error, mended alone, would raise AP50.**"])
     lines += ["", "**What would gain the most AP50, were it mended** (each alone: the gains do not add up):", ""]
-    lines += [
-        f"{rank}. **{row['type of error']}**: +{_points(row['AP50 to gain'])}, to {row['AP50 then']:.3f}"
-        f"{_where(row)}. To try: {row['what to try']}."
-        for rank, row in table.iterrows()
-    ]
+    for rank, row in table.iterrows():
+        best = f"+{_points(row['AP50 to gain there'])} of its own AP50"
+        where = f"; most in {escaped(row['most in'])} ({best})" if row["most in"] else ""
+        gain = f"+{_points(row['AP50 to gain'])}, to {row['AP50 then']:.3f}{where}"
+        lines.append(f"{rank}. **{row['type of error']}**: {gain}. To try: {row['what to try']}.")
     return "\n".join(lines)
-
-
-def _where(row: pd.Series) -> str:
-    """The class of a row of :func:`priorities` that gains most."""
-    gain = _points(row["AP50 to gain there"])
-    return f"; most in {escaped(row['most in'])} (+{gain} of its own AP50)" if row["most in"] else ""
 
 
 def _percent(part, whole) -> str:

@@ -45,8 +45,7 @@ class Verdicts:
     number in the list of detections), photo (position), label, score, x, y, w, h, kind (one of KINDS), object (row of
     ``objects`` that it is about, -1 for none), iou (with that object).
     ``objects``: a row per annotation that is no crowd region: photo, label, area, x, y, w, h, annotation_id, found_by
-    (row of ``predictions`` or -1), covered (highest score of a prediction that is about it), best_iou (of any
-    prediction).
+    (row of ``predictions`` or -1), covered (highest score of a prediction that is about it), best_iou (of any).
     """
 
     classes: tuple[str, ...]

@@ -41,6 +41,12 @@ def configure(preset: str, assignments: Sequence[str]) -> tuple[Config, dict]:
     return cfg, {"preset": preset, **{name: values[name] for name in given}}
 
 
+def config_of(program: str, description: str, argv: Sequence[str] | None) -> Config:
+    """The config that a command without options of its own is given."""
+    arguments = parser(program, description).parse_args(argv)
+    return configure(arguments.preset, arguments.overrides)[0]
+
+
 def _assignment(text: str) -> tuple[str, str | list]:
     name, equals, value = text.partition("=")
     if not equals or not name.isidentifier() or not value.strip():

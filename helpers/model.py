@@ -123,15 +123,12 @@ def load_processor(where: str, image_size: int):
     with _said_plainly(where):
         processor = AutoImageProcessor.from_pretrained(where, trust_remote_code=False)
         step, least = sides(AutoConfig.from_pretrained(where, trust_remote_code=False))
-        if processor.size.get("height") or step > 1:
-            size = {"height": image_size, "width": image_size}
-        else:
-            size = {"max_height": image_size, "max_width": image_size}
-    if image_size % step or image_size < least:
-        low = image_size // step * step
-        near = " or ".join(map(str, sorted({max(low, least), max(low + step, least)})))
-        raise UserError(f"image_size={image_size}: {where} takes multiples of {step} from {least} on; take {near}.")
-    with _said_plainly(where):
+        if image_size % step or image_size < least:
+            low = image_size // step * step
+            near = " or ".join(map(str, sorted({max(low, least), max(low + step, least)})))
+            raise UserError(f"image_size={image_size}: {where} takes multiples of {step} from {least} on; take {near}.")
+        square = processor.size.get("height") or step > 1
+        size = dict.fromkeys(("height", "width") if square else ("max_height", "max_width"), image_size)
         return AutoImageProcessor.from_pretrained(where, size=size, trust_remote_code=False)
 
 
@@ -141,7 +138,14 @@ def _said_plainly(name: str):
     try:
         yield
     except (OSError, ValueError) as error:
-        raise UserError(_cannot_load(name, error)) from None
+        text = str(error).strip().split("\n")[0]
+        if "connect" in str(error).lower() or "offline" in str(error).lower() or "couldn't" in text.lower():
+            raise UserError(
+                f"{name} could not be fetched from the model hub (huggingface.co is not reachable, and it is not in "
+                "the local cache): connect once, or give model=<a folder with the checkpoint>; preset demo needs no "
+                "network."
+            ) from None
+        raise UserError(f"{name} cannot be loaded as an object detector: {text}") from None
 
 
 def quiet() -> None:
@@ -150,19 +154,8 @@ def quiet() -> None:
     transformers.logging.disable_progress_bar()
 
 
-def _cannot_load(name: str, error: Exception) -> str:
-    text = str(error).strip().split("\n")[0]
-    if "connect" in str(error).lower() or "offline" in str(error).lower() or "couldn't" in text.lower():
-        return (
-            f"{name} could not be fetched from the model hub (huggingface.co is not reachable, and it is not in the "
-            "local cache): connect once, or give model=<a folder with the checkpoint>; preset demo needs no network."
-        )
-    return f"{name} cannot be loaded as an object detector: {text}"
-
-
 def class_rows(config) -> dict[str, int]:
-    """Names of the tensors whose first dimension counts classes -> rows beyond the classes (1: a no-object or padding
-    row).
+    """Names of tensors whose first dimension counts classes -> rows beyond the classes (1: no object, or padding).
 
     Which tensors those are differs per model family; they are found by comparing the shapes of two models (without
     weights) that differ in one class.
@@ -184,9 +177,7 @@ def knows(config) -> dict[str, int]:
 
 @torch.no_grad()
 def remap_head(model: nn.Module, source: nn.Module, classes: tuple[str, ...], report: list[str]) -> set[str]:
-    """Copy class rows of ``source`` into ``model`` by class name; returns the names of tensors with rows left
-    untrained.
-    """
+    """Copy class rows of ``source`` into ``model`` by class name; the names of tensors with rows left untrained."""
     index = knows(source.config)
     found = {k: index[name.lower()] for k, name in enumerate(classes) if name.lower() in index}
     missing = [name for name in classes if name.lower() not in index]
@@ -230,18 +221,15 @@ def backbone_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def stage_of(name: str) -> int:
-    """The stage of a backbone parameter: 0 is the stem, then as ResNet's layer1.., EfficientNet's blocks.0.. or a
-    ViT's layer.0.. count.
-    """
+    """Of a backbone parameter: 0, the stem, then as ResNet's layer1, EfficientNet's blocks.0, a ViT's layer.0 count."""
     match = re.search(r"(?:layer|layers?\.|blocks\.|stages\.|stages_)(\d+)", name)
     return 0 if match is None else int(match[1]) + (match[0] != f"layer{match[1]}")
 
 
 def freeze(model: nn.Module, stages: int) -> None:
-    """Fix the first ``stages`` stages of the backbone (1: the stem; 2: stem and first stage, as DETR's paper), train
-    the rest.
+    """Fix the first ``stages`` stages of the backbone (1: the stem; 2: stem and first stage, as in DETR's paper).
 
-    The backbone's batch norms are fixed everywhere: a batch of eight is too small to learn statistics from.
+    The rest trains, but the backbone's batch norms nowhere: a batch of eight is too small to learn statistics from.
     """
     norms = {id(p) for module in _backbone_norms(model) for p in module.parameters()}
     for name, parameter in backbone_parameters(model).items():
@@ -262,8 +250,7 @@ def train_mode(model: nn.Module) -> nn.Module:
 
 
 def parameter_groups(detector: Detector, cfg: Config) -> list[dict]:
-    """AdamW's groups: ``backbone`` at ``lr_backbone``, ``rest`` at ``lr``, ``new_head`` (rows that start untrained) at
-    ``lr_head``.
+    """AdamW's groups: ``backbone`` at ``lr_backbone``, ``rest`` at ``lr``, ``new_head``, untrained, at ``lr_head``.
 
     Biases and norms are not decayed. Frozen parameters are in no group.
     """

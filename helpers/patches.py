@@ -20,6 +20,9 @@ from helpers.devices import named_range
 HEADS = re.compile(r"(\w+_)?(class|score|bbox)\w*_(embed|head|classifier|predictor)|bbox_predictor|integral|lqe_layers")
 
 
+HALF = (torch.float16, torch.bfloat16)
+
+
 def mend(model: nn.Module) -> None:
     """All of this module's corrections."""
     decoder_norm_aside(model)
@@ -36,10 +39,9 @@ def decoder_norm_aside(model: nn.Module) -> None:
 
     transformers 5.23 writes the norm that is meant for the auxiliary outputs over the decoder's state, so that the next
     layer reads the normed state and the last one is normed twice. The original appends ``norm(output)`` and goes on
-    with
-    ``output`` (https://github.com/facebookresearch/detr/blob/main/models/transformer.py, ``TransformerDecoder``). Here
-    whatever reads the state is handed the last layer's own output: where a transformers without the fault, or a decoder
-    without auxiliary outputs, hands it that anyway, nothing changes.
+    with ``output`` (https://github.com/facebookresearch/detr/blob/main/models/transformer.py, ``TransformerDecoder``).
+    Here whatever reads the state is handed the last layer's own output: where a transformers without the fault, or a
+    decoder without auxiliary outputs, hands it that anyway, nothing changes.
     """
     for decoder in model.modules():
         if type(decoder).__name__ in ("DetrDecoder", "ConditionalDetrDecoder"):
@@ -48,9 +50,7 @@ def decoder_norm_aside(model: nn.Module) -> None:
 
 def _hand_on_raw_state(decoder: nn.Module) -> None:
     state: list[torch.Tensor] = []  # the output of the layer before
-
-    def forget(*_) -> None:
-        state.clear()
+    forget = lambda *_: state.clear()
 
     def keep(_, __, output) -> None:
         state[:] = [output[0] if isinstance(output, tuple) else output]
@@ -94,20 +94,17 @@ def heads_in_fp32(model: nn.Module) -> None:
 
 
 def _forward_in_fp32(self: nn.Module, *inputs):
-    inputs = _as_fp32(inputs)
     with torch.autocast(inputs[0].device.type, enabled=False):
-        return type(self).forward(self, *inputs)
+        return type(self).forward(self, *_as_fp32(inputs))
 
 
 def _anchors_in_fp32(self: nn.Module, *args, **kwargs):
     dtype = kwargs.pop("dtype", torch.float32)
-    half = dtype in (torch.float16, torch.bfloat16)
-    return type(self).generate_anchors(self, *args, dtype=torch.float32 if half else dtype, **kwargs)
+    return type(self).generate_anchors(self, *args, dtype=torch.float32 if dtype in HALF else dtype, **kwargs)
 
 
 def _as_fp32(values):
-    half = (torch.float16, torch.bfloat16)
-    return tree_map_only(torch.Tensor, lambda t: t.float() if t.dtype in half else t, values)
+    return tree_map_only(torch.Tensor, lambda t: t.float() if t.dtype in HALF else t, values)
 
 
 def loss_in_fp32(loss_function):

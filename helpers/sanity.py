@@ -29,12 +29,12 @@ def class_table(indices: dict[str, CocoIndex]) -> pd.DataFrame:
 def size_table(indices: dict[str, CocoIndex]) -> pd.DataFrame:
     """Share of small (< 32² px), medium and large (> 96² px) objects by COCO's area, a column per split."""
 
-    def shares(index: CocoIndex) -> list[float]:
+    shares = {}
+    for split, index in indices.items():
         areas = index.areas[~index.iscrowd]
         small, large = (areas < 32**2).sum(), (areas > 96**2).sum()
-        return list(np.array([small, len(areas) - small - large, large]) / max(1, len(areas)))
-
-    return pd.DataFrame({split: shares(index) for split, index in indices.items()}, index=["small", "medium", "large"])
+        shares[split] = np.array([small, len(areas) - small - large, large]) / max(1, len(areas))
+    return pd.DataFrame(shares, index=["small", "medium", "large"])
 
 
 def is_bijective(index: CocoIndex) -> bool:
@@ -75,21 +75,19 @@ def augmented(sample: dict, classes: tuple[str, ...], level: str) -> dict[str, t
     return {title: (image, boxes, [classes[k] for k in labels]) for title, (image, boxes, labels) in versions.items()}
 
 
-def oracle_detections(index: CocoIndex, preprocess: Preprocess, batch_size: int = 16) -> list[dict]:
+def oracle_detections(index: CocoIndex, preprocess: Preprocess) -> list[dict]:
     """The ground truth, sent through resize and collation, decoded as a model's output would be: AP must come out as 1.
 
     Any mix-up of formats, padding, sizes or ids on the way shows here, before hours of training do.
     """
-    detections = []
-    blank = CocoDetection(index, preprocess.resize)
-    for start in range(0, len(index), batch_size):
-        batch = preprocess.collate([blank[i] for i in range(start, min(start + batch_size, len(index)))])
+    detections, dataset = [], CocoDetection(index, preprocess.resize)
+    for start in range(0, len(index), 16):
+        batch = preprocess.collate([dataset[i] for i in range(start, min(start + 16, len(index)))])
         for image_id, (height, width), label in zip(batch["image_ids"], batch["orig_sizes"].tolist(), batch["labels"]):
             bbox = xyxy_to_xywh(cxcywh_to_xyxy(label["boxes"].to(torch.float64), height, width)).tolist()
-            detections += [
-                {"image_id": image_id, "category_id": index.category_ids[k], "bbox": box, "score": 1.0}
-                for k, box in zip(label["class_labels"].tolist(), bbox)
-            ]
+            for k, box in zip(label["class_labels"].tolist(), bbox):
+                row = {"image_id": image_id, "category_id": index.category_ids[k], "bbox": box, "score": 1.0}
+                detections.append(row)
     return detections
 
 
@@ -102,7 +100,6 @@ def countable(index: CocoIndex) -> np.ndarray:
 
 def drop_broken_images(index: CocoIndex) -> CocoIndex:
     """Decode every photo once; the index without those that fail, each listed in ``dropped`` with the reason."""
-
     sizes = ({"height": height, "width": width} for height, width in zip(index.heights.tolist(), index.widths.tolist()))
     with ThreadPoolExecutor(THREADS) as pool:
         problems = list(pool.map(photo_problem, map(index.path, range(len(index))), sizes))

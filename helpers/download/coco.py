@@ -64,10 +64,10 @@ class Records:
     def none_because(self) -> str:
         """The end of a sentence that nothing can be used: how many records were dropped, and the first one's reason."""
         lost = [row for row in self.dropped if row["why"].startswith("annotation")] or self.dropped
-        if lost:
-            first = f"{lost[0]['file']}, {lost[0]['why']}"
-            return f"{len(self.dropped)} of the {self.total} records cannot be used, the first: {first}"
-        return "choose other classes, or a source that has some"
+        if not lost:
+            return "choose other classes, or a source that has some"
+        first = f"{lost[0]['file']}, {lost[0]['why']}"
+        return f"{len(self.dropped)} of the {self.total} records cannot be used, the first: {first}"
 
     def index(self, image_dir: Path) -> CocoIndex:
         """The same as arrays, of photos in ``image_dir``."""
@@ -98,10 +98,7 @@ class Records:
 
 
 def read_index(annotation_file: Path, image_dir: Path) -> CocoIndex:
-    """All classes and photos of one annotation file; a record that cannot be used is listed in ``dropped``.
-
-    Raises UserError as :func:`read_split`.
-    """
+    """All of one annotation file; what cannot be used is listed in ``dropped``. UserError as :func:`read_split`."""
     return read_split([(annotation_file, image_dir)]).index(image_dir).without_missing()
 
 

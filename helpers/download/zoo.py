@@ -211,7 +211,10 @@ class SteadyDownload:
             else:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 os.replace(part, target)
-                return self._arrived()
+                with self._lock:
+                    self._in_a_row = 0
+                    self.bar.update()
+                return
         part.unlink(missing_ok=True)
         self._failed(target.name, image, error)
 
@@ -225,11 +228,6 @@ class SteadyDownload:
             why = None if zipfile.is_zipfile(part) else "it is no complete archive"
         if why:
             raise BrokenFile(why)
-
-    def _arrived(self) -> None:
-        with self._lock:
-            self._in_a_row = 0
-            self.bar.update()
 
     def _failed(self, name: str, image: dict | None, error: Exception) -> None:
         if image is None:

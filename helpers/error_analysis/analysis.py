@@ -17,9 +17,9 @@ from helpers.files import save_figure, write_atomic, write_json
 from helpers.index import CocoIndex
 
 
-def error_table(gt: dict, detections: list[dict], iou_fg: float = 0.5, iou_bg: float = 0.1) -> pd.DataFrame:
+def error_table(gt: dict, detections: list[dict]) -> pd.DataFrame:
     """A row per error, see :func:`table_of_errors`; of a photo's detections the 100 most confident count."""
-    return table_of_errors(judge(gt, detections, iou_fg, iou_bg))
+    return table_of_errors(judge(gt, detections))
 
 
 def table_of_errors(verdicts: Verdicts, threshold: float = -np.inf) -> pd.DataFrame:
@@ -84,21 +84,13 @@ def analyse(gt: dict, detections: list[dict]) -> Analysis:
     """Everything that 05 shows, from a COCO document and a results list; UserError when they do not fit."""
     verdicts, matches = judge(gt, detections), match(gt, detections)
     best = best_operating_point(score_curves(matches))
-    shown, ap = table_of_errors(verdicts, best.threshold), oracle_ap(verdicts)
+    errors, shown, ap = table_of_errors(verdicts), table_of_errors(verdicts, best.threshold), oracle_ap(verdicts)
     objects = traits.object_table(verdicts, best.threshold)
-    return Analysis(
-        verdicts,
-        best.threshold,
-        best.f1,
-        table_of_errors(verdicts),
-        shown,
-        ap,
-        gains(ap),
-        objects,
-        traits.group_table(verdicts, objects, best.threshold),
-        with_something(photo_table(matches, best.threshold)),
-        traits.label_candidates(verdicts, shown, objects, best.threshold),
-    )
+    groups = traits.group_table(verdicts, objects, best.threshold)
+    photos = with_something(photo_table(matches, best.threshold))
+    doubts = traits.label_candidates(verdicts, shown, objects, best.threshold)
+    tables = (errors, shown, ap, gains(ap), objects, groups, photos, doubts)
+    return Analysis(verdicts, best.threshold, best.f1, *tables)
 
 
 def write_error_analysis(cfg: Config, index: CocoIndex, analysis: Analysis, per_type: int = 12) -> dict:
@@ -147,11 +139,11 @@ def _as_detections(index: CocoIndex, analysis: Analysis) -> list[dict]:
     """The predictions at the threshold as COCO results again."""
     rows = analysis.verdicts.predictions
     rows = rows[rows["score"] >= analysis.threshold]
-    image_ids = analysis.verdicts.photos["image_id"].to_numpy()[rows["photo"]]
-    return [
-        {"image_id": int(image_id), "category_id": index.category_ids[label], "bbox": bbox, "score": score}
-        for image_id, label, bbox, score in zip(image_ids, rows["label"], rows[BOX].values.tolist(), rows["score"])
-    ]
+    image_ids = analysis.verdicts.photos["image_id"].to_numpy()[rows["photo"]].tolist()
+    values = zip(
+        image_ids, np.take(index.category_ids, rows["label"]).tolist(), rows[BOX].values.tolist(), rows["score"]
+    )
+    return [dict(zip(("image_id", "category_id", "bbox", "score"), row)) for row in values]
 
 
 def draw_figures(index: CocoIndex, analysis: Analysis) -> dict:
@@ -168,7 +160,7 @@ def draw_figures(index: CocoIndex, analysis: Analysis) -> dict:
     best = (full if len(full) >= 4 else best).head(4)
     return {
         "error_types": figures.type_bars(analysis.counts()),
-        "ap_gain_by_class": figures.gain_by_class(analysis.ap, TYPES),
+        "ap_gain_by_class": figures.gain_by_class(analysis.ap),
         "examples": crops.crop_grid(index, with_rivals(analysis.verdicts, examples)),
         "where_it_fails": figures.trait_panels(analysis.groups),
         "outcomes": figures.outcome_bars(analysis.objects),

@@ -30,15 +30,13 @@ def in_words(row: dict) -> str:
     return row["type"] + ": " + texts[row["type"]].format(**words)
 
 
-def error_jpeg(index: CocoIndex, row: dict, size: int = 520) -> bytes:
+def error_jpeg(index: CocoIndex, row: dict) -> bytes:
     """The crop of :func:`error_crop` under its caption and the photo's id, as JPEG."""
-    return jpeg(tile(error_crop(index, row, size), f"{in_words(row)}\nphoto {row['image_id']}", size, 16))
+    return jpeg(tile(error_crop(index, row), f"{in_words(row)}\nphoto {row['image_id']}", 520, 16))
 
 
 def error_crop(index: CocoIndex, row: dict, size: int = 520) -> Image.Image:
-    """The photo around an error, longest side ``size`` pixels; annotations that are not meant have thin boxes, crowd
-    regions with their names.
-    """
+    """The photo around an error, longest side ``size`` pixels; thin boxes are annotations that are not meant."""
     i = position(index, row["image_id"])
     line = max(round(size / 130), 3)
     rows = index.rows(i)

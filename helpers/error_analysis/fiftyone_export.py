@@ -21,8 +21,7 @@ def run_dataset_name(cfg: Config) -> str:
 
 
 def to_fiftyone(cfg: Config, threshold: float | None = None):
-    """The validation split with the run's predictions of ``score >= threshold`` as a ``fiftyone.Dataset``, kept in the
-    database.
+    """The validation split with the run's predictions of ``score >= threshold`` in FiftyOne's database, a ``Dataset``.
 
     ``threshold``: 05's best-F1 score by default; 0 takes every prediction, up to 100 a photo. ``ground_truth`` and
     ``predictions`` hold the boxes. A prediction is tagged with the type of its error (a key of TYPES), with "correct"
@@ -68,16 +67,9 @@ def _tagged(gt: dict, verdicts: Verdicts, threshold: float) -> tuple[list[dict],
     truth = [{**a, "iscrowd": bool(a["iscrowd"]), **attributes(a)} for a in gt["annotations"]]
     rows = verdicts.predictions[verdicts.predictions["score"] >= threshold]
     annotation_ids = np.append(verdicts.objects["annotation_id"], -1)[rows["object"]].tolist()
-    predicted = [
-        {
-            "image_id": gt["images"][row["photo"]]["id"],
-            "category_id": gt["categories"][row["label"]]["id"],
-            "bbox": [row[side] for side in BOX],
-            "score": row["score"],
-            "iou": row["iou"],
-            "tags": [str(row["kind"])],
-            "annotation_id": annotation_id,
-        }
-        for row, annotation_id in zip(rows.to_dict("records"), annotation_ids)
-    ]
+    predicted = []
+    for row, annotation_id in zip(rows.to_dict("records"), annotation_ids):
+        record = {"image_id": gt["images"][row["photo"]]["id"], "category_id": gt["categories"][row["label"]]["id"]}
+        record |= {"bbox": [row[side] for side in BOX], "score": row["score"], "iou": row["iou"]}
+        predicted.append(record | {"tags": [str(row["kind"])], "annotation_id": annotation_id})
     return truth, predicted

@@ -7,28 +7,20 @@ import pandas as pd
 from matplotlib.figure import Figure
 from PIL import Image
 
-from helpers.pictures.charts import chart, heat_map, note, open_frame, plain, spread
+from helpers.error_analysis.tide import TYPES
+from helpers.pictures.charts import chart, heat_map, note, open_frame, panels, plain, spread
 from helpers.pictures.colours import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILLION
 from helpers.pictures.draw import Box, paint
 from helpers.pictures.grids import sheet
 
-COLOURS = {
-    "found": GREEN,
-    "classification": BLUE,
-    "localization": ORANGE,
-    "both": PURPLE,
-    "duplicate": SKY,
-    "background": GREY,
-    "missed": VERMILLION,
-}
+COLOURS = dict(zip(("found", *TYPES), (GREEN, BLUE, ORANGE, PURPLE, SKY, GREY, VERMILLION)))
 INTERVAL = ("recall", "recall_low", "recall_high")  # columns
 PRECISION = ("precision", "precision_low", "precision_high")
 
 
 def type_bars(counts: pd.DataFrame) -> Figure:
     """Errors of each type, and what AP50 would gain without them; ``counts`` as from ``Analysis.counts``."""
-    figure = Figure(figsize=(10, 3.2), layout="constrained")
-    axes = figure.subplots(1, 2, sharey=True)
+    figure, axes = panels(10, 3.2, 1, 2, sharey=True)
     for ax, values, form, label in (
         (axes[0], counts["at the threshold"], "{:,.0f}", "errors at the threshold"),
         (axes[1], 100 * counts["AP50 to gain"], "{:.1f}", "AP50 to gain, in points (1 point = 0.01)"),
@@ -41,17 +33,16 @@ def type_bars(counts: pd.DataFrame) -> Figure:
     return figure
 
 
-def gain_by_class(ap: pd.DataFrame, types: dict[str, str], most: int = 20) -> Figure:
-    """Points of AP50 that each class would gain from mending each type; the ``most`` classes with the largest sums."""
-    gain = 100 * ap[list(types.values())].sub(ap["AP50"], axis=0).dropna()
+def gain_by_class(ap: pd.DataFrame) -> Figure:
+    """Points of AP50 that each class would gain from mending each type; the 20 classes with the largest sums."""
+    gain = 100 * ap[list(TYPES.values())].sub(ap["AP50"], axis=0).dropna()
     if not len(gain):
         return note("Nothing to show: no class has objects or predictions.")
-    gain = gain.loc[gain.sum(axis=1).sort_values(ascending=False, kind="stable").index[:most]]
-    figure = Figure(figsize=(9, 1.6 + 0.32 * len(gain)), layout="constrained")
-    ax = figure.subplots()
+    gain = gain.loc[gain.sum(axis=1).sort_values(ascending=False, kind="stable").index[:20]]
+    figure, ax = panels(9, 1.6 + 0.32 * len(gain))
     points = gain.to_numpy()
     image = heat_map(ax, points, lambda r, c: f"{points[r, c]:.1f}", max(float(points.max()), 1.0))
-    ax.set_xticks(range(len(types)), types)
+    ax.set_xticks(range(len(TYPES)), TYPES)
     ax.set_yticks(range(len(gain)), [f"{plain(name)} (AP50 {100 * ap.loc[name, 'AP50']:.0f})" for name in gain.index])
     ax.set(xlabel="type of error that an oracle mends", ylabel="class")
     figure.colorbar(image, label="points of AP50 to gain")
@@ -60,8 +51,7 @@ def gain_by_class(ap: pd.DataFrame, types: dict[str, str], most: int = 20) -> Fi
 
 def trait_panels(groups: pd.DataFrame) -> Figure:
     """Recall and precision by trait with their 95 % intervals; ``groups`` as from ``group_table``."""
-    figure = Figure(figsize=(11, 6.6), layout="constrained")
-    axes = figure.subplots(2, 3)
+    figure, axes = panels(11, 6.6, 2, 3)
     for ax, (trait, part) in zip(axes.flat, groups.groupby("trait", sort=False)):
         if trait == "position":
             _position_map(ax, part)
@@ -81,8 +71,7 @@ def trait_panels(groups: pd.DataFrame) -> Figure:
 
 def _bars(ax, at: np.ndarray, part: pd.DataFrame, columns: tuple[str, ...], colour: str) -> None:
     bars = spread(*(part[column].to_numpy(float) for column in columns))
-    label = f"{columns[0]}, 95 % interval"
-    ax.bar(at, part[columns[0]], 0.38, color=colour, yerr=bars, capsize=3, label=label)
+    ax.bar(at, part[columns[0]], 0.38, color=colour, yerr=bars, capsize=3, label=f"{columns[0]}, 95 % interval")
 
 
 def _position_map(ax, part: pd.DataFrame) -> None:
@@ -93,13 +82,12 @@ def _position_map(ax, part: pd.DataFrame) -> None:
     ax.set(title="position: recall", xlabel="where the box's centre is", ylabel="in the photo")
 
 
-def outcome_bars(objects: pd.DataFrame, most: int = 15) -> Figure:
-    """What became of the annotated objects, by size and by class (the ``most`` frequent ones)."""
+def outcome_bars(objects: pd.DataFrame) -> Figure:
+    """What became of the annotated objects, by size and by class (the 15 most frequent ones)."""
     if not len(objects):
         return note("Nothing to show: no object is annotated.")
-    classes = objects["class"].value_counts().index[:most]
-    figure = Figure(figsize=(11, 1.9 + 0.28 * len(classes)), layout="constrained")
-    axes = figure.subplots(1, 2)
+    classes = objects["class"].value_counts().index[:15]
+    figure, axes = panels(11, 1.9 + 0.28 * len(classes), 1, 2)
     outcomes = objects["outcome"].cat.categories
     for ax, label, order in zip(axes, ("size", "class"), (objects["size"].cat.categories, classes)):
         some = objects[objects[label].isin(order)]
@@ -137,11 +125,11 @@ def size_curve(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def pair_bars(pairs: pd.DataFrame, most: int = 12) -> Figure:
-    """The ``most`` frequent confusions; ``pairs`` as from ``confused_pairs``."""
+def pair_bars(pairs: pd.DataFrame) -> Figure:
+    """The twelve most frequent confusions; ``pairs`` as from ``confused_pairs``."""
     if not len(pairs):
         return note("Nothing to show: no object was taken for another class.")
-    pairs = pairs.head(most)
+    pairs = pairs.head(12)
     figure, ax = chart(9, 1.2 + 0.3 * len(pairs), xlabel="classification errors at the threshold")
     names = [f"{plain(a)} taken for {plain(b)}" for a, b in zip(pairs["class"], pairs["predicted_class"])]
     bars = ax.barh(names, pairs["errors"], color=COLOURS["classification"])
@@ -158,11 +146,8 @@ def schematic(gt: dict, detections: list[dict], errors: pd.DataFrame) -> Figure:
     image, names = gt["images"][0], {c["id"]: c["name"] for c in gt["categories"]}
     types = dict(zip(errors["detection"], errors["type"]))
     missed = set(errors.loc[errors["type"] == "missed", "annotation_id"])
-    boxes = [
-        Box.of(a["bbox"], names[a["category_id"]] + (": missed" if a["id"] in missed else ""))
-        for a in gt["annotations"]
-    ] + [
-        Box.of(d["bbox"], f"{names[d['category_id']]} {d['score']:.1f}, {types.get(k, 'correct')}", True)
-        for k, d in enumerate(detections)
-    ]
+    name = lambda record: names[record["category_id"]]
+    boxes = [Box.of(a["bbox"], name(a) + (": missed" if a["id"] in missed else "")) for a in gt["annotations"]]
+    for k, d in enumerate(detections):
+        boxes.append(Box.of(d["bbox"], f"{name(d)} {d['score']:.1f}, {types.get(k, 'correct')}", True))
     return sheet([paint(Image.new("RGB", (image["width"], image["height"]), "white"), boxes, 2 * image["width"])], 1)

@@ -203,12 +203,11 @@ def photos(a: Analysis) -> str:
         return "No photo has objects or predictions."
     wrong = (a.photos["false"] + a.photos["missed"]).sort_values(ascending=False)
     perfect, hopeless = (int((a.photos["f1"] == f1).sum()) for f1 in (1, 0))
-    text = f"In {perfect} of {n} photos everything is right, in {hopeless} nothing is."
-    tenth = max(n // 10, 1)
-    if wrong.sum():
-        share = _percent(wrong.head(tenth).sum(), wrong.sum())
-        text += f" The tenth with most errors ({tenth} of them) holds {share} of all errors."
-    return text
+    text, tenth = f"In {perfect} of {n} photos everything is right, in {hopeless} nothing is.", max(n // 10, 1)
+    if not wrong.sum():
+        return text
+    share = _percent(wrong.head(tenth).sum(), wrong.sum())
+    return f"{text} The tenth with most errors ({tenth} of them) holds {share} of all errors."
 
 
 def candidates(a: Analysis) -> str:
@@ -270,18 +269,12 @@ def conclusions(a: Analysis) -> str:
     if not len(table):
         return "\n".join([*lines, "", "**No type of error, mended alone, would raise AP50.**"])
     lines += ["", "**What would gain the most AP50, were it mended** (each alone: the gains do not add up):", ""]
-    lines += [
-        f"{rank}. **{row['type of error']}**: +{_points(row['AP50 to gain'])}, to {row['AP50 then']:.3f}"
-        f"{_where(row)}. To try: {row['what to try']}."
-        for rank, row in table.iterrows()
-    ]
+    for rank, row in table.iterrows():
+        best = f"+{_points(row['AP50 to gain there'])} of its own AP50"
+        where = f"; most in {escaped(row['most in'])} ({best})" if row["most in"] else ""
+        gain = f"+{_points(row['AP50 to gain'])}, to {row['AP50 then']:.3f}{where}"
+        lines.append(f"{rank}. **{row['type of error']}**: {gain}. To try: {row['what to try']}.")
     return "\n".join(lines)
-
-
-def _where(row: pd.Series) -> str:
-    """The class of a row of :func:`priorities` that gains most."""
-    gain = _points(row["AP50 to gain there"])
-    return f"; most in {escaped(row['most in'])} (+{gain} of its own AP50)" if row["most in"] else ""
 
 
 def _percent(part, whole) -> str:

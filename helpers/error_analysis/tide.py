@@ -31,6 +31,7 @@ TYPES = {
     "background": "Bkg",
     "missed": "Miss",
 }
+IOU_FG, IOU_BG, PER_PHOTO = 0.5, 0.1, 100  # TIDE's limits of "in place" and "on nothing"; COCO's of a photo's boxes
 KINDS = (*TYPES, "correct", "ignored")  # what a prediction can be; "ignored": it lies in a crowd region of its class
 COVERING = ("correct", "classification", "localization")  # kinds that keep an annotation from being missed
 BOX = ["x", "y", "w", "h"]  # COCO's bbox, pixels
@@ -44,8 +45,7 @@ class Verdicts:
     number in the list of detections), photo (position), label, score, x, y, w, h, kind (one of KINDS), object (row of
     ``objects`` that it is about, -1 for none), iou (with that object).
     ``objects``: a row per annotation that is no crowd region: photo, label, area, x, y, w, h, annotation_id, found_by
-    (row of ``predictions`` or -1), covered (highest score of a prediction that is about it), best_iou (of any
-    prediction).
+    (row of ``predictions`` or -1), covered (highest score of a prediction that is about it), best_iou (of any).
     """
 
     classes: tuple[str, ...]
@@ -59,7 +59,7 @@ class Verdicts:
         return self.predictions[(self.predictions["score"] >= threshold) & (self.predictions["kind"] != "ignored")]
 
 
-def judge(gt: dict, detections: list[dict], iou_fg: float = 0.5, iou_bg: float = 0.1, per_photo: int = 100) -> Verdicts:
+def judge(gt: dict, detections: list[dict]) -> Verdicts:
     """Match each photo's predictions, most confident first, to the annotations of their class, and name what each is.
 
     ``gt`` is a COCO document, ``detections`` a COCO results list. Raises UserError when they do not belong together.
@@ -67,29 +67,27 @@ def judge(gt: dict, detections: list[dict], iou_fg: float = 0.5, iou_bg: float =
     columns = {name: [image.get(name, 0) for image in gt["images"]] for name in ("id", "width", "height")}
     photos = pd.DataFrame(columns).rename(columns={"id": "image_id"})
     objects, crowds = _annotations(gt)
-    predictions, beyond_cap = _predictions(gt, detections, per_photo)
+    predictions, beyond_cap = _predictions(gt, detections)
     n_photos = np.arange(len(photos) + 1)
     object_at, crowd_at, predicted_at = (np.searchsorted(t["photo"], n_photos) for t in (objects, crowds, predictions))
     boxes = [xywh_to_xyxy(t[BOX].to_numpy(float)) for t in (objects, crowds, predictions)]
     labels = [t["label"].to_numpy() for t in (objects, crowds, predictions)]
 
     kind = np.full(len(predictions), KINDS.index("background"), dtype=np.int8)
-    about = np.full(len(predictions), -1)
-    iou = np.zeros(len(predictions))
-    best_iou = np.zeros(len(objects))
+    about, iou, best_iou = np.full(len(predictions), -1), np.zeros(len(predictions)), np.zeros(len(objects))
     for i in range(len(photos)):
         p, o, c = (slice(at[i], at[i + 1]) for at in (predicted_at, object_at, crowd_at))
         if p.start == p.stop:
             continue
         if o.start < o.stop:
             overlap = box_iou(boxes[2][p], boxes[0][o])  # [predictions, objects]
-            kind[p], nearest, iou[p] = _judge(overlap, labels[2][p], labels[0][o], iou_fg, iou_bg)
+            kind[p], nearest, iou[p] = _judge(overlap, labels[2][p], labels[0][o])
             about[p] = np.where(nearest >= 0, nearest + o.start, -1)
             best_iou[o] = overlap.max(axis=0)
         if c.start < c.stop:
             inside = intersection(boxes[2][p], boxes[1][c]) / np.maximum(box_area(boxes[2][p]), 1e-9)[:, None]
             inside *= labels[2][p, None] == labels[1][None, c]  # the part of a box in a region, as COCO measures crowds
-            kind[p][(inside.max(axis=1) >= iou_fg) & (kind[p] != KINDS.index("correct"))] = KINDS.index("ignored")
+            kind[p][(inside.max(axis=1) >= IOU_FG) & (kind[p] != KINDS.index("correct"))] = KINDS.index("ignored")
 
     predictions = predictions.assign(kind=pd.Categorical.from_codes(kind, KINDS), object=about, iou=iou)
     correct, covering = np.flatnonzero(predictions["kind"] == "correct"), predictions["kind"].isin(COVERING).to_numpy()
@@ -100,15 +98,14 @@ def judge(gt: dict, detections: list[dict], iou_fg: float = 0.5, iou_bg: float =
     return Verdicts(tuple(c["name"] for c in gt["categories"]), photos, objects, predictions, beyond_cap)
 
 
-def _judge(overlap, predicted, annotated, iou_fg: float, iou_bg: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _judge(overlap, predicted, annotated) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Kind (number in KINDS), object and IoU of a photo's predictions; ``overlap`` [P, O], rows by falling score."""
     same = predicted[:, None] == annotated[None, :]  # [P, O]
     right_class, wrong_class = overlap * same, overlap * ~same
-    own = np.full(len(overlap), -1)
-    free = right_class.copy()
-    for p in np.flatnonzero(right_class.max(axis=1) >= iou_fg):
+    own, free = np.full(len(overlap), -1), right_class.copy()
+    for p in np.flatnonzero(right_class.max(axis=1) >= IOU_FG):
         o = free[p].argmax()
-        if free[p, o] >= iou_fg:
+        if free[p, o] >= IOU_FG:
             own[p] = o
             free[:, o] = 0
     taken = np.zeros(overlap.shape[1], dtype=bool)
@@ -122,8 +119,8 @@ def _judge(overlap, predicted, annotated, iou_fg: float, iou_bg: float) -> tuple
     other, other_iou = best(wrong_class)
     used, used_iou = best(right_class * taken)
     any_, any_iou = best(overlap)
-    misplaced = (near_iou >= iou_bg) & (near_iou < iou_fg)
-    tests = [own >= 0, misplaced, other_iou >= iou_fg, used_iou >= iou_fg, any_iou < iou_bg]
+    misplaced = (near_iou >= IOU_BG) & (near_iou < IOU_FG)
+    tests = [own >= 0, misplaced, other_iou >= IOU_FG, used_iou >= IOU_FG, any_iou < IOU_BG]
     names = ["correct", "localization", "classification", "duplicate", "background"]
     kind = np.select(tests, [KINDS.index(name) for name in names], KINDS.index("both"))
     about = np.select(tests, [own, near, other, used, np.where(any_iou > 0, any_, -1)], any_)
@@ -146,19 +143,18 @@ def _bbox(records: list[dict]) -> np.ndarray:
 def _annotations(gt: dict) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Objects and crowd regions, each sorted by photo (stable: COCO's order within a photo)."""
     records = gt["annotations"]
-    photo, label = _numbers(gt, records)
-    area = np.array([a.get("area", a["bbox"][2] * a["bbox"][3]) for a in records], dtype=float)
+    (photo, label), bbox = _numbers(gt, records), _bbox(records)
+    area = np.array([a.get("area", w * h) for a, (_, _, w, h) in zip(records, bbox)], dtype=float)
     ids = np.array([a["id"] for a in records], dtype=np.int64)
-    table = pd.DataFrame({"photo": photo, "label": label, "area": area, "annotation_id": ids})
-    table[BOX] = _bbox(records)
+    table = pd.DataFrame({"photo": photo, "label": label, "area": area, "annotation_id": ids, **dict(zip(BOX, bbox.T))})
     crowd = np.array([bool(a.get("iscrowd", 0)) for a in records], dtype=bool)
     order = np.argsort(photo, kind="stable")
     order = order[(photo[order] >= 0) & (label[order] >= 0)]
     return tuple(table.iloc[order[crowd[order] == kind]].reset_index(drop=True) for kind in (False, True))
 
 
-def _predictions(gt: dict, detections: list[dict], per_photo: int) -> tuple[pd.DataFrame, int]:
-    """The ``per_photo`` most confident detections of each photo, and how many others there were."""
+def _predictions(gt: dict, detections: list[dict]) -> tuple[pd.DataFrame, int]:
+    """The ``PER_PHOTO`` most confident detections of each photo, and how many others there were."""
     photo, label = _numbers(gt, detections)
     score, bbox = np.array([d["score"] for d in detections], dtype=float), _bbox(detections)
     for wrong, what in (
@@ -173,17 +169,13 @@ def _predictions(gt: dict, detections: list[dict], per_photo: int) -> tuple[pd.D
             )
     order = np.lexsort((-score, photo))  # stable: ties keep their order in the file
     rank = np.arange(len(order)) - np.searchsorted(photo[order], photo[order])
-    order = order[rank < per_photo]
-    table = pd.DataFrame({"detection": order, "photo": photo[order], "label": label[order], "score": score[order]})
-    table[BOX] = bbox[order]
-    return table, len(detections) - len(order)
+    order = order[rank < PER_PHOTO]
+    columns = {"detection": order, "photo": photo[order], "label": label[order], "score": score[order]}
+    return pd.DataFrame({**columns, **dict(zip(BOX, bbox[order].T))}), len(detections) - len(order)
 
 
 def gains(ap: pd.DataFrame) -> dict[str, float]:
-    """From :func:`oracle_ap` to the six gains.
-
-    TIDE averages over classes with predictions or objects; no gain is below 0.
-    """
+    """From :func:`oracle_ap` to TIDE's gains, none below 0; it averages over classes with predictions or objects."""
     mean = {column: 0.0 if ap[column].isna().all() else float(ap[column].mean()) for column in ap}
     return {short: max(mean[short] - mean["AP50"], 0.0) for short in TYPES.values()}
 
@@ -221,16 +213,15 @@ def oracle_ap(verdicts: Verdicts) -> pd.DataFrame:
 
 def _class_ap(label: np.ndarray, score: np.ndarray, correct: np.ndarray, count: np.ndarray) -> np.ndarray:
     """Average precision of each class at COCO's 101 recall points: [P], [P], [P] bool and [K] objects to [K]."""
-    order = np.argsort(-score, kind="stable")
-    order = order[np.argsort(label[order], kind="stable")]  # class by class, the most confident first
+    order = np.lexsort((-score, label))  # class by class, the most confident first
     ends = np.searchsorted(label[order], np.arange(len(count) + 1))
     ap = np.zeros(len(count))
     for k, n in enumerate(count):
         hits = np.cumsum(correct[order[ends[k] : ends[k + 1]]])
-        if n == 0 or len(hits) == 0:
-            ap[k] = np.nan if n == 0 and len(hits) == 0 else 0.0
-            continue
-        precision = np.maximum.accumulate((hits / np.arange(1, len(hits) + 1))[::-1])[::-1]
-        at = np.searchsorted(hits / n, np.arange(101) / 100)
-        ap[k] = precision[at[at < len(hits)]].sum() / 101
+        if n == 0:
+            ap[k] = 0.0 if len(hits) else np.nan
+        elif len(hits):
+            precision = np.maximum.accumulate((hits / np.arange(1, len(hits) + 1))[::-1])[::-1]
+            at = np.searchsorted(hits / n, np.arange(101) / 100)
+            ap[k] = precision[at[at < len(hits)]].sum() / 101
     return ap

@@ -115,8 +115,8 @@ def wilson(hits, total) -> tuple[np.ndarray, np.ndarray]:
     return np.maximum(middle - half, 0.0), np.minimum(middle + half, 1.0)
 
 
-def recall_by_size(objects: pd.DataFrame, bins: int = 10) -> pd.DataFrame:
-    """Recall by sqrt(area), in ``bins`` groups of about equally many objects.
+def recall_by_size(objects: pd.DataFrame) -> pd.DataFrame:
+    """Recall by sqrt(area), in ten groups of about equally many objects.
 
     Columns: low, high and side (median) of sqrt(area) in pixels, objects, found, recall and its 95 % interval.
     """
@@ -124,7 +124,7 @@ def recall_by_size(objects: pd.DataFrame, bins: int = 10) -> pd.DataFrame:
     if not len(side):
         columns = ["low", "high", "side", "objects", "found", "recall", "recall_low", "recall_high"]
         return pd.DataFrame(columns=columns, dtype=float)
-    edges = np.unique(np.quantile(side, np.linspace(0, 1, min(bins, max(len(side) // 10, 1)) + 1)))
+    edges = np.unique(np.quantile(side, np.linspace(0, 1, min(10, max(len(side) // 10, 1)) + 1)))
     which = np.clip(np.searchsorted(edges, side, side="right") - 1, 0, max(len(edges) - 2, 0))
     found = (objects["outcome"] == "found").to_numpy()
     parts = {"low": ("side", "min"), "high": ("side", "max"), "side": ("side", "median")}

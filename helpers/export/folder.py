@@ -30,8 +30,7 @@ LOWEST = 0.05  # of a photo's best score
 
 
 def export(cfg: Config) -> tuple[Path, dict]:
-    """Write ``cfg.checkpoint`` to ``onnx/`` in the run's folder, whole or not at all; the folder, and what is in its
-    preprocessor.json.
+    """Write ``cfg.checkpoint`` to ``onnx/`` of its run, whole or not at all; the folder, and its preprocessor.json.
 
     Raises UserError where torch cannot write the model, and where onnxruntime then finds other things than it did.
     """
@@ -39,8 +38,7 @@ def export(cfg: Config) -> tuple[Path, dict]:
     detector = load_checkpoint(cfg, index.classes, cfg.checkpoint)
     shapes = np.argsort(index.widths / index.heights, kind="stable")
     few = index.take(np.unique(shapes[np.linspace(0, len(shapes) - 1, PHOTOS).astype(int)]))
-    batches = list(eval_loader(few, detector.preprocess, BATCH, 0))
-    batches = [batch for batch in batches if batch["pixel_values"] is not None]
+    batches = [b for b in eval_loader(few, detector.preprocess, BATCH, 0) if b["pixel_values"] is not None]
     if not batches:
         raise UserError("No validation photo can be read, so that the export could not be compared: run notebook 01.")
     inputs = detector.preprocess.to_device(batches[0])
@@ -64,6 +62,7 @@ def describe(detector: Detector, inputs: dict[str, torch.Tensor]) -> dict:
     side = ["height", "width"] if preprocess.keep_aspect else [preprocess.image_size] * 2
     shapes = {"pixel_values": ["batch", 3, *side], "pixel_mask": ["batch", *side]}
     types = {name: str(tensor.dtype).removeprefix("torch.") for name, tensor in inputs.items()}
+    how = {"interpolation": preprocess.interpolation.value, "antialias": preprocess.antialias}
     return {
         "model": type(model).__name__,
         "opset": OPSET,
@@ -76,8 +75,7 @@ def describe(detector: Detector, inputs: dict[str, torch.Tensor]) -> dict:
         "resize": {
             "rule": "longest side" if preprocess.keep_aspect else "square",
             "size": preprocess.image_size,
-            "interpolation": preprocess.interpolation.value,
-            "antialias": preprocess.antialias,
+            **how,
         },
         "scale": preprocess.scale,
         "mean": preprocess.mean,
@@ -155,10 +153,8 @@ def _guide(about: dict) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = cli.parser("helpers.export", "Write a run's best checkpoint (or checkpoint=...) as an ONNX model.")
-    arguments = parser.parse_args(argv)
-    cfg, _ = cli.configure(arguments.preset, arguments.overrides)
-    folder, about = export(cfg)
+    what = "Write a run's best checkpoint (or checkpoint=...) as an ONNX model."
+    folder, about = export(cli.config_of("helpers.export", what, argv))
     done, size = about["compared"], (folder / "model.onnx").stat().st_size / 1e6
     sys.stdout.write(
         f"{portable(folder)}: model.onnx ({size:.1f} MB) and how to use it. On {done['photos']} photos "

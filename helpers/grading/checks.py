@@ -19,16 +19,7 @@ from safetensors import safe_open
 from helpers.config import Config
 from helpers.error_analysis.tide import TYPES
 from helpers.files import UserError, notebooks
-from helpers.grading.readers import (
-    Invalid,
-    all_finite,
-    decodable,
-    must,
-    neighbour,
-    pictures_decode,
-    read_csv,
-    read_json,
-)
+from helpers.grading.readers import Invalid, all_decode, all_finite, decodable, must, neighbour, read_csv, read_json
 from helpers.index import CocoIndex, open_split
 from helpers.metrics import STATS, coco_metrics, ground_truth
 from helpers.train.checkpoints import damage
@@ -55,7 +46,7 @@ def data_sanity(cfg: Config, path: Path) -> None:
     for table in set(path.glob("*.csv")) - {path / "class_counts.csv"}:
         read_csv(table, rows=0)
     decodable(path / "class_counts.png")
-    pictures_decode(path)
+    all_decode(path)
 
 
 def config_json(cfg: Config, path: Path) -> None:
@@ -98,7 +89,7 @@ def image(cfg: Config, path: Path) -> None:
 
 
 def pictures(cfg: Config, path: Path) -> None:
-    pictures_decode(path)
+    all_decode(path)
 
 
 def checkpoint(cfg: Config, path: Path) -> None:
@@ -226,8 +217,8 @@ def error_pictures(cfg: Config, path: Path) -> None:
     table = neighbour(lambda: read_csv(path / "errors_at_threshold.csv", "type", rows=0))
     for name in TYPES:
         must((path / name).is_dir(), f"the folder {name}/ is missing")
-        pictures_decode(path / name, least=int(table is not None and (table["type"] == name).any()))
-    pictures_decode(path, deep=False)
+        all_decode(path / name, least=int(table is not None and (table["type"] == name).any()))
+    all_decode(path, deep=False)
 
 
 def executed(cfg: Config, path: Path) -> None:

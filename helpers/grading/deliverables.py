@@ -63,8 +63,10 @@ def check_all(cfg: Config) -> list[dict]:
         reason = _reason(check, cfg, path) if exists else f"{path.name} is missing"
         base = ROOT if path.is_relative_to(ROOT) else cfg.output_dir.parent  # no home folder in the file
         shown = str(path.relative_to(base)) if path.is_relative_to(base) else path.name
+        only = f' ARGS="--only {made_by}"' if made_by.isdigit() else ""
+        command = f"make {'report' if made_by == 'report' else 'run'} PRESET={cfg.preset}{only}"
         row = {"name": name, "path": shown, "exists": exists, "valid": not reason, "reason": reason}
-        rows.append({**row, "command": _command(cfg, made_by)})
+        rows.append({**row, "command": command})
     return rows
 
 
@@ -87,12 +89,6 @@ def _reason(check: Callable[[Config, Path], None], cfg: Config, path: Path) -> s
         return f"it cannot be read ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})"
 
 
-def _command(cfg: Config, made_by: str) -> str:
-    if made_by == "report":
-        return f"make report PRESET={cfg.preset}"
-    return f"make run PRESET={cfg.preset}" + (f' ARGS="--only {made_by}"' if made_by else "")
-
-
 def as_text(rows: list[dict]) -> str:
     """The grading as a table for a terminal."""
     width = max(len(row["name"]) for row in rows)
@@ -106,8 +102,6 @@ def as_text(rows: list[dict]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command ``python -m helpers.grading``; status 1 when something is missing or invalid."""
-    arguments = cli.parser("helpers.grading", "Check every deliverable of a run.").parse_args(argv)
-    cfg, _ = cli.configure(arguments.preset, arguments.overrides)
-    rows = grade(cfg)
+    rows = grade(cli.config_of("helpers.grading", "Check every deliverable of a run.", argv))
     sys.stdout.write(as_text(rows) + "\n")
     return 0 if all(row["valid"] for row in rows) else 1

@@ -67,7 +67,7 @@ def pictures_in(folder: Path, deep: bool = True) -> list[Path]:
     return sorted(path for path in there if path.suffix.lower() in (".png", ".jpg", ".jpeg"))
 
 
-def pictures_decode(folder: Path, least: int = 1, deep: bool = True) -> None:
+def all_decode(folder: Path, least: int = 1, deep: bool = True) -> None:
     """Every picture of a folder decodes, and there are at least so many."""
     files = pictures_in(folder, deep)
     must(len(files) >= least, f"{folder.name}/ holds no picture")

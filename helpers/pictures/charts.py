@@ -13,10 +13,15 @@ def plain(text: object, most: int = 80) -> str:
     return one_line(str(text), most).replace("$", r"\$")
 
 
+def panels(width: float, height: float, rows: int = 1, columns: int = 1, **how) -> tuple[Figure, Axes | np.ndarray]:
+    """A figure of so many inches and its axes; ``how`` as in ``Figure.subplots``."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots(rows, columns, **how)
+
+
 def chart(width: float, height: float, **labels) -> tuple[Figure, Axes]:
     """A figure of one pair of axes without a frame at the top and right; ``labels`` as in ``Axes.set``."""
-    figure = Figure(figsize=(width, height), layout="constrained")
-    ax = figure.subplots()
+    figure, ax = panels(width, height)
     open_frame(ax, **labels)
     return figure, ax
 

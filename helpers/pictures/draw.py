@@ -22,9 +22,7 @@ CROWDED = 15  # labels
 
 @dataclass(frozen=True)
 class Box:
-    """A box of the picture; ``xyxy`` in the photo's pixels. Where ``text`` is empty it has no label. A crowd region
-    is ``dotted``.
-    """
+    """A box of the picture; ``xyxy`` in the photo's pixels; no label without ``text``; a crowd region is ``dotted``."""
 
     xyxy: tuple[float, float, float, float]
     text: str

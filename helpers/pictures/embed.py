@@ -16,21 +16,18 @@ def data_uri(data: bytes, kind: str) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}"
 
 
-def jpeg(image: Image.Image, side: int, quality: int = 80) -> str:
+def jpeg(image: Image.Image, side: int) -> str:
     """A picture as a JPEG data URI whose longest side is at most ``side`` pixels; transparent becomes white."""
     if image.mode in ("RGBA", "LA", "P"):
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     image = image.convert("RGB")
     image.thumbnail((side, side), Image.Resampling.LANCZOS)
-    return data_uri(draw.jpeg(image, quality), "jpeg")
+    return data_uri(draw.jpeg(image, 80), "jpeg")
 
 
 def picture(source: Path | bytes, side: int) -> str:
-    """A PNG or JPEG file (or its bytes) as a data URI, re-encoded when it is large.
-
-    Raises ValueError when it does not decode.
-    """
+    """A PNG or JPEG file (or its bytes) as a data URI, re-encoded when large. ValueError: it does not decode."""
     data = source if isinstance(source, bytes) else Path(source).read_bytes()
     try:
         with Image.open(io.BytesIO(data)) as image:

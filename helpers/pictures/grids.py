@@ -6,7 +6,7 @@ from matplotlib.patches import Rectangle
 from PIL import Image, ImageDraw
 
 from helpers.index import CocoIndex
-from helpers.pictures.charts import note
+from helpers.pictures.charts import note, panels
 from helpers.pictures.colours import GREY
 from helpers.pictures.draw import Box, font_of, paint, show, visible_boxes
 
@@ -83,11 +83,6 @@ def sample_grid(index: CocoIndex, n: int = 8, seed: int = 0) -> Figure:
     return sheet(tiles, columns=4)
 
 
-def batch_grid(images: np.ndarray, boxes_xyxy: list[np.ndarray], names: list[list[str]], titles: list[str]) -> Figure:
-    """A batch drawn back from its tensors: uint8 [B, H, W, 3] with padding; boxes in pixels of each photo."""
-    return before_after(list(zip(images, boxes_xyxy, names)), titles)
-
-
 def before_after(pictures: list[tuple[np.ndarray, np.ndarray, list[str]]], titles: list[str]) -> Figure:
     """Pictures side by side, or versions of one: (image, boxes_xyxy, class names) each."""
     photos, tiles = [Image.fromarray(image) for image, _, _ in pictures], []
@@ -102,8 +97,7 @@ def before_after(pictures: list[tuple[np.ndarray, np.ndarray, list[str]]], title
 def padding_mask(images: np.ndarray, masks: np.ndarray) -> Figure:
     """Photos of a batch as the model gets them, and beside each its mask: white is photo, black is padding."""
     n = min(3, len(images))
-    figure = Figure(figsize=(2.2 * 2 * n, 2.2), layout="constrained")
-    axes = figure.subplots(1, 2 * n)
+    figure, axes = panels(2.2 * 2 * n, 2.2, 1, 2 * n)
     for photo, mask, left, right in zip(images, masks, axes[::2], axes[1::2]):
         left.imshow(photo)
         right.imshow(mask, cmap="gray", vmin=0, vmax=1)

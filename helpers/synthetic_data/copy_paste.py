@@ -77,10 +77,7 @@ class CopyPaste:
         return originals(self.segmentations.index)
 
     def __call__(self, image: np.ndarray, i: int, seed, most: int | None = None) -> Pasted:
-        """Photo ``i`` of the index, uint8 [H, W, 3] at any size, is painted on, with at most ``most`` sprites.
-
-        The same seed gives the same picture.
-        """
+        """Photo ``i``, uint8 [H, W, 3] at any size, with ``most`` sprites at most; a seed gives the same picture."""
         rng = np.random.default_rng(seed)
         count = int(rng.integers(1, 2 * self.objects))
         painter = _Painter(self, image, i)
@@ -121,7 +118,7 @@ class _Painter:
         for _ in range(TRIES):
             x, y = self._place(rng, label)
             left, top = int(x - width / 2), int(y - height / 2)
-            if self._inside(left, top, width, height):
+            if -width < left < self.width and -height < top < self.height:
                 self._touch(left, top, left + width, top + height)
                 if self.canvas.paste(patch, left, top, sprite):
                     return True
@@ -149,9 +146,6 @@ class _Painter:
             x0, _, x1, _ = self.boxes_xyxy[rng.integers(len(self.rows))]
             x = (x0 + x1) / 2 + rng.normal(0, 1) * (x1 - x0)
         return x, y
-
-    def _inside(self, left: int, top: int, width: int, height: int) -> bool:
-        return -width < left < self.width and -height < top < self.height
 
     def _touch(self, left: int, top: int, right: int, bottom: int) -> None:
         """Make layers of the annotations whose boxes meet a rectangle."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import orjson
@@ -46,15 +45,10 @@ def run_arm(cfg: Config, share: float, seed: int, arm: str) -> dict:
         evaluate_checkpoint(ours, open_split(cfg, "val2017"), "last")
     epochs = read_table(ours.run_dir / "epochs.csv")
     detections = load_detections(ours.run_dir / "detections_val2017_last.json")
-    return {
-        "run": ours.run_name,
-        "steps": int(epochs["step"].iloc[-1]),
-        "photos": data["photos"] * len(epochs),
-        "different_photos": data["different_photos"],
-        "real_photos": data["real_photos"],
-        **coco_metrics(ground_truth(open_split(cfg, "val2017")), detections)["stats"],
-        "minutes": epochs["seconds"].sum() / 60,
-    }
+    seen = {"steps": int(epochs["step"].iloc[-1]), "photos": data["photos"] * len(epochs)}
+    seen |= {name: data[name] for name in ("different_photos", "real_photos")}
+    stats = coco_metrics(ground_truth(open_split(cfg, "val2017")), detections)["stats"]
+    return {"run": ours.run_name, **seen, **stats, "minutes": epochs["seconds"].sum() / 60}
 
 
 def _is_done(ours: Config) -> bool:
@@ -78,36 +72,28 @@ def start_ap(cfg: Config) -> float | None:
     return float(rows["mAP"].iloc[0]) if len(rows) else None
 
 
-@dataclass(frozen=True)
-class Scores:
-    """AP of one run by name of the group of objects (``all``, sizes, classes), with its bootstrap draws [R]."""
+def scores(gt: dict, detections: Sequence[dict], seed: int = 0) -> dict[str, np.ndarray]:
+    """AP [1 + R] by group of objects (``all``, sizes, classes): as measured, then of R bootstrap draws of the photos.
 
-    values: dict[str, float]
-    draws: dict[str, np.ndarray]
-
-
-def scores(gt: dict, detections: Sequence[dict], seed: int = 0) -> Scores:
-    """Of detections of the photos of ``gt``; the same seed draws the same photos, so that runs can be paired.
-
-    NaN where there is no object.
+    NaN where there is no object. The same seed draws the same photos, so that runs can be paired.
     """
     photos = len(gt["images"])
     weights = draw_weights(photos, replicates_for(photos), seed)
     weights = np.concatenate([np.ones_like(weights[:1]), weights])  # the first row is what was measured
-    values, draws = {}, {}
+    found = {}
     for group, areas in {"all": (-np.inf, np.inf), **SIZES}.items():
         ap = class_ap(match(gt, detections, areas), weights).mean(axis=2)  # [1 + R, K]
         there = ~np.isnan(ap)
         count = there.sum(axis=1)
-        mean = np.divide(np.where(there, ap, 0).sum(axis=1), count, out=np.full(len(ap), np.nan), where=count > 0)
-        values[group], draws[group] = float(mean[0]), mean[1:]
-        for k, category in enumerate(gt["categories"] if group == "all" else ()):
-            values[category["name"]], draws[category["name"]] = float(ap[0, k]), ap[1:, k]
-    return Scores(values, draws)
+        whole = np.where(there, ap, 0).sum(axis=1)
+        found[group] = np.divide(whole, count, out=np.full(len(ap), np.nan), where=count > 0)
+        if group == "all":
+            found |= {category["name"]: ap[:, k] for k, category in enumerate(gt["categories"])}
+    return found
 
 
-def effects(cfg: Config, table: pd.DataFrame, base: str = "real") -> pd.DataFrame:
-    """What each arm is apart from ``base`` at the same share and seed; a row per arm, share and group of objects.
+def effects(cfg: Config, table: pd.DataFrame) -> pd.DataFrame:
+    """What each arm is apart from ``real`` at the same share and seed; a row per arm, share and group of objects.
 
     ``value`` is the mean difference of AP over the seeds; ``low`` and ``high`` bound it at 95 %: the paired bootstrap
     says how much other photos would change, and where there are several seeds, their spread is added.
@@ -116,23 +102,23 @@ def effects(cfg: Config, table: pd.DataFrame, base: str = "real") -> pd.DataFram
     files = {row.run: cfg.output_dir / row.run / "detections_val2017_last.json" for row in table.itertuples()}
     found = {run: scores(gt, load_detections(file), cfg.seed) for run, file in files.items()}
     rows = []
-    for (arm, share), part in table[table["arm"] != base].groupby(["arm", "share"], sort=False):
+    for (arm, share), part in table[table["arm"] != "real"].groupby(["arm", "share"], sort=False):
         pairs = []
         for row in part.itertuples():
-            with_base = table[(table["arm"] == base) & (table["share"] == share) & (table["seed"] == row.seed)]
+            with_base = table[(table["arm"] == "real") & (table["share"] == share) & (table["seed"] == row.seed)]
             pairs += [(found[run], found[row.run]) for run in with_base["run"]]
-        for group in pairs[0][0].values if pairs else ():
+        for group in pairs[0][0] if pairs else ():
             rows.append({"arm": arm, "share": share, "group": group, **_effect(pairs, group)})
     return pd.DataFrame(rows, columns=["arm", "share", "group", "base", "value", "low", "high", "seeds", "spread"])
 
 
-def _effect(pairs: list[tuple[Scores, Scores]], group: str) -> dict:
+def _effect(pairs: list[tuple[dict, dict]], group: str) -> dict:
     """``spread``: standard deviation over the seeds; NaN of one seed."""
-    each = np.array([b.values[group] - a.values[group] for a, b in pairs])
-    draws = np.mean([b.draws[group] - a.draws[group] for a, b in pairs], axis=0)
+    apart = np.stack([b[group] - a[group] for a, b in pairs])  # [seeds, 1 + R]
+    each, draws = apart[:, 0], apart[:, 1:].mean(axis=0)
     value, spread = float(each.mean()), float(each.std(ddof=1)) if len(each) > 1 else np.nan
     seeds = np.nan_to_num(spread) / np.sqrt(len(each))
     reach = STANDARD_ERRORS * float(np.hypot(np.nanstd(draws, ddof=1), seeds)) if np.isfinite(value) else np.nan
-    base = float(np.mean([a.values[group] for a, _ in pairs]))
+    base = float(np.mean([a[group][0] for a, _ in pairs]))
     bounds = {"low": value - reach, "high": value + reach}
     return {"base": base, "value": value, **bounds, "seeds": len(each), "spread": spread}

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from helpers.boxes import xywh_to_xyxy
 from helpers.dataset import read_image
 from helpers.index import CocoIndex
-from helpers.pictures.charts import heat_map
+from helpers.pictures.charts import heat_map, panels
 from helpers.pictures.colours import BLUE, GREY, ORANGE, PURPLE, SKY
 from helpers.pictures.grids import before_after
 from helpers.scenes.compositor import Layer
@@ -36,13 +36,13 @@ def things(copy_paste: CopyPaste, made: Synthetic) -> list[tuple[Layer, str]]:
     return there + [(layer, layer.label.name) for layer in made.pasted.layers]
 
 
-def with_masks(image: np.ndarray, layers: Sequence[Layer], strength: float = 0.4) -> np.ndarray:
+def with_masks(image: np.ndarray, layers: Sequence[Layer]) -> np.ndarray:
     """A copy of a photo, uint8 [H, W, 3], with the masks laid over it in four colours, one after the other."""
     shown = image.astype(np.float32)
     for k, layer in enumerate(layers):
         part = np.s_[layer.top : layer.top + layer.mask.shape[0], layer.left : layer.left + layer.mask.shape[1]]
         colour = 255 * np.array(to_rgb(COLOURS[k % len(COLOURS)]), np.float32)
-        shown[part] = np.where(layer.mask[..., None], (1 - strength) * shown[part] + strength * colour, shown[part])
+        shown[part] = np.where(layer.mask[..., None], 0.6 * shown[part] + 0.4 * colour, shown[part])
     return shown.astype(np.uint8)
 
 
@@ -50,8 +50,7 @@ def page(copy_paste: CopyPaste, photos: Sequence[Synthetic], titles: Sequence[st
     """Synthetic photos with boxes of what is annotated, and masks of what was pasted."""
     pictures = []
     for made in photos:
-        parts = things(copy_paste, made)
-        image = with_masks(made.pasted.image, made.pasted.layers)
+        parts, image = things(copy_paste, made), with_masks(made.pasted.image, made.pasted.layers)
         pictures.append((image, _boxes([layer for layer, _ in parts]), [name for _, name in parts]))
     return before_after(pictures, list(titles) or [f"number {made.number}" for made in photos])
 
@@ -70,45 +69,29 @@ def steps(copy_paste: CopyPaste, made: Synthetic) -> Figure:
     squares = 180 + 50.0 * (np.add.outer(np.arange(rgba.shape[0]) // 8, np.arange(rgba.shape[1]) // 8)[..., None] % 2)
     clear = (rgba[..., :3] + squares * (1 - alpha)).astype(np.uint8)
     there = [segmentations.layer(r, made.background, *before.shape[:2]) for r in index.rows(made.background, False)]
-    parts = things(copy_paste, made)
-    names = [index.classes[index.labels[each.label]] for each in there]
-    pictures = [
-        (with_masks(whole, [cut]), _boxes([cut]), [layer.label.name]),
-        (clear, none, []),
-        (before, _boxes(there), names),
-        (with_masks(before, there), _boxes(there), names),
-        (made.pasted.image, none, []),
-        (with_masks(made.pasted.image, made.pasted.layers), _boxes(made.pasted.layers), _names(made.pasted.layers)),
-        (with_masks(made.pasted.image, [each for each, _ in parts]), none, []),
-        (made.pasted.image, _boxes([each for each, _ in parts]), [name for _, name in parts]),
-    ]
-    return before_after(pictures, [f"{k}. {title}" for k, title in enumerate(STEPS, start=1)])
-
-
-STEPS = (
-    "another photo, an object's mask",
-    "the object, cut out, its edge soft",
-    "the photo to paste on",
-    "the masks of its own objects",
-    "with objects pasted",
-    "what was pasted, with masks",
-    "all masks: only what is seen",
-    "the labels to learn from",
-)
+    parts, after, layers = things(copy_paste, made), made.pasted.image, made.pasted.layers
+    names, pasted = [index.classes[index.labels[each.label]] for each in there], [each.label.name for each in layers]
+    all_layers = [each for each, _ in parts]
+    pictures = {
+        "another photo, an object's mask": (with_masks(whole, [cut]), _boxes([cut]), [layer.label.name]),
+        "the object, cut out, its edge soft": (clear, none, []),
+        "the photo to paste on": (before, _boxes(there), names),
+        "the masks of its own objects": (with_masks(before, there), _boxes(there), names),
+        "with objects pasted": (after, none, []),
+        "what was pasted, with masks": (with_masks(after, layers), _boxes(layers), pasted),
+        "all masks: only what is seen": (with_masks(after, all_layers), none, []),
+        "the labels to learn from": (after, _boxes(all_layers), [name for _, name in parts]),
+    }
+    return before_after(list(pictures.values()), [f"{k}. {title}" for k, title in enumerate(pictures, start=1)])
 
 
 def _boxes(layers: Sequence[Layer]) -> np.ndarray:
     return xywh_to_xyxy(np.array([layer.bbox for layer in layers], float).reshape(-1, 4))
 
 
-def _names(layers: Sequence[Layer]) -> list[str]:
-    return [layer.label.name for layer in layers]
-
-
 def statistics(indices: dict[str, CocoIndex]) -> Figure:
     """Classes, sizes and objects a photo of two sets side by side, crowd regions not counted; shares in percent."""
-    figure = Figure(figsize=(12, 3.8), layout="constrained")
-    classes, sizes, counts = figure.subplots(1, 3, width_ratios=(1.3, 1, 1))
+    figure, (classes, sizes, counts) = panels(12, 3.8, 1, 3, width_ratios=(1.3, 1, 1))
     first = next(iter(indices.values()))
     order = np.argsort(-np.bincount(first.labels[~first.iscrowd], minlength=len(first.classes)))[:CLASSES]
     for k, ((name, index), colour) in enumerate(zip(indices.items(), (BLUE, ORANGE))):
@@ -135,22 +118,20 @@ def co_occurrence(indices: dict[str, CocoIndex]) -> Figure:
     """How often photos that show the row's class show the column's class as well, in percent."""
     first = next(iter(indices.values()))
     order = np.argsort(-np.bincount(first.labels, minlength=len(first.classes)))[:CLASSES]
-    figure = Figure(figsize=(12, 1.6 + 0.34 * len(order)), layout="constrained")
-    for axis, (name, index) in zip(figure.subplots(1, 2), indices.items()):
+    names = [first.classes[k] for k in order]
+    figure, axes = panels(12, 1.6 + 0.34 * len(order), 1, 2)
+    for axis, (name, index) in zip(axes, indices.items()):
         together = 100 * Context.of(index).together[np.ix_(order, order)]
         heat_map(axis, together, lambda r, c, values=together: f"{values[r, c]:.0f}", most=100)
         axis.set(title=name, xlabel="show this class too, %", ylabel="photos with this class")
-        axis.set_xticks(
-            np.arange(len(order)), [first.classes[k] for k in order], rotation=60, ha="right", parse_math=False
-        )
-        axis.set_yticks(np.arange(len(order)), [first.classes[k] for k in order], parse_math=False)
+        axis.set_xticks(np.arange(len(order)), names, rotation=60, ha="right", parse_math=False)
+        axis.set_yticks(np.arange(len(order)), names, parse_math=False)
     return figure
 
 
 def probe_figure(found: Probe, control: Probe) -> Figure:
     """Scores of photos that the probe has not learnt from, and its accuracy beside the control's."""
-    figure = Figure(figsize=(10, 3), layout="constrained")
-    left, right = figure.subplots(1, 2, width_ratios=(2, 1))
+    figure, (left, right) = panels(10, 3, 1, 2, width_ratios=(2, 1))
     bins = np.linspace(found.scores.min(), found.scores.max(), 31)
     for truth, name, colour in ((False, "real", BLUE), (True, "synthetic", ORANGE)):
         left.hist(found.scores[found.synthetic == truth], bins, color=colour, alpha=0.6, label=name)
@@ -173,8 +154,9 @@ def effects_figure(effects: pd.DataFrame, groups: Sequence[str] = ("all", "small
     groups = [group for group in groups if effects.loc[effects["group"] == group, "value"].notna().any()]
     columns = min(4, max(1, len(groups)))
     lines = -(-max(1, len(groups)) // columns)
-    figure = Figure(figsize=(2.3 * columns + 2.6, lines * (1.2 + 0.3 * max(2, len(rows)))), layout="constrained")
-    axes = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True)
+    size, shared = (2.3 * columns + 2.6, lines * (1.2 + 0.3 * max(2, len(rows)))), {"sharex": True, "sharey": True}
+    figure, axes = panels(*size, lines, columns, squeeze=False, **shared)
+    titles = [f"{ARMS[arm].title}\n{100 * share:g} % of the real photos" for arm, share in rows]
     for axis in axes.flat[len(groups) :]:
         axis.axis("off")
     for axis, group in zip(axes.flat, groups):
@@ -187,11 +169,7 @@ def effects_figure(effects: pd.DataFrame, groups: Sequence[str] = ("all", "small
             axis.plot(row["value"], y, "o", color=colour)
         axis.axvline(0, color="black", linewidth=0.8)
         axis.set_title(group, fontsize=10, parse_math=False)
-        axis.set_yticks(
-            range(len(rows)),
-            [f"{ARMS[arm].title}\n{100 * share:g} % of the real photos" for arm, share in rows],
-            fontsize=8,
-        )
+        axis.set_yticks(range(len(rows)), titles, fontsize=8)
         axis.set_ylim(len(rows) - 0.5, -0.5)
         axis.grid(axis="x", alpha=0.3)
         axis.xaxis.get_major_locator().set_params(nbins=5)
@@ -203,8 +181,7 @@ def effects_figure(effects: pd.DataFrame, groups: Sequence[str] = ("all", "small
 
 def shares_figure(table: pd.DataFrame) -> Figure:
     """mAP against the share of the real photos: a dot per run, a line through the means of an arm."""
-    figure = Figure(figsize=(7, 3.6), layout="constrained")
-    axis = figure.subplots()
+    figure, axis = panels(7, 3.6)
     for arm, colour in zip(dict.fromkeys(table["arm"]), (GREY, *COLOURS)):
         part = table[table["arm"] == arm]
         mean = part.groupby("share")["mAP"].mean()

@@ -20,6 +20,7 @@ from helpers.scenes.compositor import Layer, Sprite, cropped, premultiplied
 
 EDGE = 0.7  # standard deviation in pixels of the blur that makes the edge of a cut-out soft
 SHORT, LONG = 8, 20  # pixels that the sides of an object must have to be cut out
+PER_CLASS = 100  # objects that are cut out
 MOST_OF_PHOTO = 0.4  # share of the photo; what fills more of it is its background
 
 
@@ -136,21 +137,20 @@ def originals(index: CocoIndex) -> np.ndarray:
     return first[which]
 
 
-def cut_pool(segmentations: Segmentations, seed: int, per_class: int = 100) -> Pool:
-    """Cut out ``per_class`` random objects of each class, or all where there are fewer.
+def cut_pool(segmentations: Segmentations, seed: int) -> Pool:
+    """Cut out ``PER_CLASS`` random objects of each class, or all where there are fewer.
 
     Only what has a mask, is no crowd region, stands whole in its photo and is neither tiny nor most of it. Raises
     UserError when no object is left.
     """
-    index, counts = segmentations.index, Counter()
-    chosen, owner = [], np.repeat(np.arange(len(index)), np.diff(index.starts))
+    index, rng, chosen = segmentations.index, np.random.default_rng((seed, 0)), []
+    owner = np.repeat(np.arange(len(index)), np.diff(index.starts))
     reasons = _unusable(segmentations, owner)
-    counts.update(reason for reason in reasons if reason)
-    rng = np.random.default_rng((seed, 0))
+    counts = Counter(reason for reason in reasons if reason)
     for label in range(len(index.classes)):
         rows = np.flatnonzero((index.labels == label) & (reasons == ""))
-        chosen += rng.permutation(rows)[:per_class].tolist()
-        counts["enough of this class"] += max(0, len(rows) - per_class)
+        chosen += rng.permutation(rows)[:PER_CLASS].tolist()
+        counts["enough of this class"] += max(0, len(rows) - PER_CLASS)
     sprites, labels = [], []
     for i in np.unique(owner[chosen]) if chosen else ():
         mine = [row for row in chosen if owner[row] == i]
@@ -160,10 +160,8 @@ def cut_pool(segmentations: Segmentations, seed: int, per_class: int = 100) -> P
             counts["photo cannot be read"] += len(mine)
             continue
         for row in mine:
-            sprites.append(
-                Sprite(index.classes[index.labels[row]], (int(i), row), cut_out(image, segmentations, row, i))
-            )
             labels.append(index.labels[row])
+            sprites.append(Sprite(index.classes[labels[-1]], (int(i), row), cut_out(image, segmentations, row, i)))
     if not sprites:
         raise UserError(
             "No object of the training split can be cut out: copy-paste needs annotations with masks "

@@ -18,7 +18,6 @@ from helpers.dataset import read_image
 from helpers.download.coco import read_index
 from helpers.files import UserError, write_atomic, write_json
 from helpers.index import CocoIndex
-from helpers.scenes.compositor import Layer
 from helpers.synthetic_data.copy_paste import CopyPaste, Pasted
 from helpers.synthetic_data.objects import Segmentations, encoded
 
@@ -36,10 +35,7 @@ class Synthetic:
 
 
 def make_synthetic(copy_paste: CopyPaste, seed: int, number: int) -> Synthetic:
-    """A synthetic photo by itself, at the size of its background; a function of its arguments.
-
-    Raises OSError where the background cannot be read.
-    """
+    """A synthetic photo, at the size of its background; a function of its arguments. OSError: it cannot be read."""
     index = copy_paste.segmentations.index
     i = background(len(index), seed, number)
     image = read_image(index.path(i), int(index.heights[i]), int(index.widths[i]))
@@ -59,12 +55,10 @@ def write_synthetic(folder: Path, copy_paste: CopyPaste, count: int, seed: int, 
     last: where it is, the set is whole. One that answers the same request is left as it is. Raises UserError when the
     folder holds something else.
     """
-    request = _request(copy_paste, count, seed, first_id)
-    images = Path(folder) / "images" / SPLIT
-    manifest = _finished(Path(folder), request, len(list(images.glob("*.jpg"))))
-    if manifest:
+    request, images = _request(copy_paste, count, seed, first_id), folder / "images" / SPLIT
+    if manifest := _finished(folder, request, len(list(images.glob("*.jpg")))):
         return manifest
-    (Path(folder) / "manifest.json").unlink(missing_ok=True)
+    (folder / "manifest.json").unlink(missing_ok=True)
     for old in images.glob("synthetic_*.jpg"):
         old.unlink()
     with ThreadPoolExecutor(cpu_count()) as pool:  # OpenCV lets other threads run
@@ -77,9 +71,9 @@ def write_synthetic(folder: Path, copy_paste: CopyPaste, count: int, seed: int, 
         "images": [part["image"] for part in written if part],
         "annotations": [record for part in written if part for record in part["records"]],
     }
-    write_atomic(Path(folder) / "annotations" / f"instances_{SPLIT}.json", orjson.dumps(document))
+    write_atomic(folder / "annotations" / f"instances_{SPLIT}.json", orjson.dumps(document))
     manifest = _manifest(copy_paste, written) | {"request": request}
-    write_json(Path(folder) / "manifest.json", manifest)
+    write_json(folder / "manifest.json", manifest)
     return manifest
 
 
@@ -102,18 +96,10 @@ def open_synthetic(folder: Path) -> CocoIndex:
 
 
 def _request(copy_paste: CopyPaste, count: int, seed: int, first_id: int) -> dict:
-    index = copy_paste.segmentations.index
-    return {
-        "photos": count,
-        "seed": seed,
-        "objects": copy_paste.objects,
-        "places": copy_paste.places,
-        "first_id": first_id,
-        "sources": index.image_ids.tolist(),
-        "source_annotations": int(index.annotation_ids.sum()),
-        "classes": list(index.classes),
-        "sprites": len(copy_paste.pool.sprites),
-    }
+    index, request = copy_paste.segmentations.index, {"photos": count, "seed": seed, "objects": copy_paste.objects}
+    request |= {"places": copy_paste.places, "first_id": first_id, "sources": index.image_ids.tolist()}
+    request |= {"source_annotations": int(index.annotation_ids.sum()), "classes": list(index.classes)}
+    return {**request, "sprites": len(copy_paste.pool.sprites)}
 
 
 def _write(folder: Path, copy_paste: CopyPaste, seed: int, first_id: int, number: int) -> dict | None:
@@ -151,44 +137,34 @@ def annotations(copy_paste: CopyPaste, made: Synthetic) -> list[dict]:
         record = published(copy_paste.segmentations, row)
         if layer:
             masked = bool(record["segmentation"])
-            record |= {"bbox": list(layer.bbox), "area": _area(layer, masked, record["area"])}
+            whole = layer.visible if masked else record["area"] * layer.visible / layer.area  # a part of what was told
+            record |= {"bbox": list(layer.bbox), "area": whole}
             record |= {"segmentation": encoded(layer.whole_mask(height, width))} if masked else {}
         records.append(record)
     for layer in made.pasted.layers:
-        records.append(
-            {
-                "category_id": index.category_ids[index.classes.index(layer.label.name)],
-                "bbox": list(layer.bbox),
-                "area": layer.visible,
-                "iscrowd": 0,
-                "segmentation": encoded(layer.whole_mask(height, width)),
-                "source_annotation_id": int(index.annotation_ids[layer.label.base[1]]),
-            }
-        )
+        record = {"category_id": index.category_ids[index.classes.index(layer.label.name)], "bbox": list(layer.bbox)}
+        record |= {"area": layer.visible, "iscrowd": 0, "segmentation": encoded(layer.whole_mask(height, width))}
+        records.append(record | {"source_annotation_id": int(index.annotation_ids[layer.label.base[1]])})
     return records
 
 
 def published(segmentations: Segmentations, row: int) -> dict:
     """An annotation as COCO has it, without its ids."""
     index = segmentations.index
-    return {
-        "category_id": index.category_ids[index.labels[row]],
-        "bbox": index.bbox[row].tolist(),
-        "area": float(index.areas[row]),
-        "iscrowd": int(index.iscrowd[row]),
-        "segmentation": segmentations.of(row) or [],
-    }
-
-
-def _area(layer: Layer, masked: bool, before: float) -> float:
-    """Visible pixels; of a thing that is known as a box only, that part of its published area."""
-    return layer.visible if masked else before * layer.visible / layer.area
+    record = {"category_id": index.category_ids[index.labels[row]], "bbox": index.bbox[row].tolist()}
+    record |= {"area": float(index.areas[row]), "iscrowd": int(index.iscrowd[row])}
+    return {**record, "segmentation": segmentations.of(row) or []}
 
 
 def _manifest(copy_paste: CopyPaste, written: list[dict | None]) -> dict:
-    parts = [part for part in written if part]
-    pasted = Counter(r["category_id"] for part in parts for r in part["records"] if "source_annotation_id" in r)
-    index = copy_paste.segmentations.index
+    parts, index = [part for part in written if part], copy_paste.segmentations.index
+    covered = [layer is not None for part in parts for layer in part["changed"].values()]  # in part, else hidden
+    pasted, sources = Counter(), []
+    for part in parts:
+        new = [record for record in part["records"] if "source_annotation_id" in record]
+        pasted.update(record["category_id"] for record in new)
+        ids = {"image_id": part["image"]["id"], "background_image_id": part["image"]["background_image_id"]}
+        sources.append(ids | {"annotation_ids": [record["source_annotation_id"] for record in new]})
     return {
         "kind": "copy-paste",
         "photos": len(parts),
@@ -196,15 +172,8 @@ def _manifest(copy_paste: CopyPaste, written: list[dict | None]) -> dict:
         "annotations": sum(len(part["records"]) for part in parts),
         "pasted": {name: pasted[key] for key, name in zip(index.category_ids, index.classes)},
         "refused": sum(part["refused"] for part in parts),
-        "partly_covered": sum(layer is not None for part in parts for layer in part["changed"].values()),
-        "hidden": sum(layer is None for part in parts for layer in part["changed"].values()),
+        "partly_covered": sum(covered),
+        "hidden": len(covered) - sum(covered),
         "not_cut_out": copy_paste.pool.left_out,
-        "sources": [
-            {
-                "image_id": part["image"]["id"],
-                "background_image_id": part["image"]["background_image_id"],
-                "annotation_ids": [r["source_annotation_id"] for r in part["records"] if "source_annotation_id" in r],
-            }
-            for part in parts
-        ],
+        "sources": sources,
     }

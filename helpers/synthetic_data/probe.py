@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -111,12 +112,8 @@ def features(detector: Detector, image: np.ndarray) -> np.ndarray:
     batch = detector.preprocess.collate([{**sample, "orig_size": image.shape[:2]}])  # alone: no padding in the means
     inputs = detector.preprocess.to_device(batch, detector.model.device)
     inputs.pop("labels")
-    try:
+    with contextlib.suppress(_Seen), handle:
         detector.model.eval()(**inputs)
-    except _Seen:
-        pass
-    finally:
-        handle.remove()
     leaves = [leaf[0].float() for leaf in tree_flatten(found)[0] if torch.is_tensor(leaf)]
     maps = [leaf.flatten(1) for leaf in leaves if leaf.ndim == 3] or [leaf.T for leaf in leaves if leaf.ndim == 2]
     return torch.cat([m.mean(1) for m in maps] + [m.std(1) for m in maps]).cpu().numpy()

@@ -130,15 +130,11 @@ def learnt(
     effects: pd.DataFrame, table: pd.DataFrame, photos: int, classes: list[str], start: float | None = None
 ) -> str:
     """The closing list; ``start`` is the untouched checkpoint's mAP where it is known."""
-    whole = effects[effects["group"] == "all"]
-    lines = [arm(row) for _, row in whole.iterrows()]
-    if whole.empty:
-        lines = ["There is no arm beside real photos only to compare."]
+    lines = [arm(row) for _, row in effects[effects["group"] == "all"].iterrows()]
+    if lines:
+        sizes = groups(effects, ["small", "medium", "large"], "size")
+        lines += [sizes, groups(effects, classes, "class"), shares(effects)]
     else:
-        lines += [
-            groups(effects, ["small", "medium", "large"], "size"),
-            groups(effects, classes, "class"),
-            shares(effects),
-        ]
+        lines = ["There is no arm beside real photos only to compare."]
     lines += [] if start is None else [against_start(table, start)]
     return "\n".join(f"- {line}" for line in [*lines, caveat(table, photos)])

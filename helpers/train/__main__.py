@@ -19,9 +19,7 @@ from helpers.train.training import train
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = cli.parser("helpers.train", "Train one run, in one process or under torchrun.")
-    arguments = parser.parse_args(argv)
-    cfg, _ = cli.configure(arguments.preset, arguments.overrides)
+    cfg = cli.config_of("helpers.train", "Train one run, in one process or under torchrun.", argv)
     run = train(cfg, on_flush=_keep)
     if processes.rank() == 0:
         sys.stdout.writelines(f"{note}\n" for note in run.notes)

@@ -66,15 +66,11 @@ def query_attention(detector: Detector, index: CocoIndex, i: int, n=3) -> tuple[
     inputs = detector.preprocess.to_device(batch, detector.model.device)
     inputs.pop("labels")
     sampled, decoder = _SampledPoints(), getattr(detector.model.base_model, "decoder", nn.Identity())
-    handle = decoder.register_forward_pre_hook(
-        lambda *_: sampled.grids.clear()
-    )  # Deformable DETR's encoder samples too
-    with _attention_weights(detector.model), sampled:
+    anew = decoder.register_forward_pre_hook(lambda *_: sampled.grids.clear())  # Deformable DETR's encoder samples too
+    with _attention_weights(detector.model), sampled, anew:
         output = detector.model(**inputs, output_attentions=True)
-    handle.remove()
-    layers = [
-        weights.float().cpu() for weights in (getattr(output, "cross_attentions", None) or ()) if weights is not None
-    ]
+    given = getattr(output, "cross_attentions", None) or ()
+    layers = [weights.float().cpu() for weights in given if weights is not None]
     if not layers:
         raise UserError(f"{type(detector.model).__name__} does not return its attention; leave this cell out.")
     logits = output.logits[0].float().cpu()  # [Q, K], with DETR's no-object column [Q, K + 1]

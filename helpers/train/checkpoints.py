@@ -17,6 +17,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from helpers.download.photos import link_or_copy
 from helpers.files import UserError, sha256, write_json
 from helpers.train.processes import rank
 
@@ -32,7 +33,8 @@ def write_folder(folder: Path, fill) -> Path:
         files = sorted(path for path in temporary.rglob("*") if path.is_file())
         write_json(temporary / "checksums.json", {path.name: sha256(path) for path in files})
         for path in files:
-            _sync(path)  # else a machine that loses its power has the new name and no content
+            with open(path, "rb") as file:  # else a machine that loses its power has the new name and no content
+                os.fsync(file.fileno())
         old = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.old")
         if folder.exists():
             os.rename(folder, old)
@@ -64,10 +66,7 @@ def copy_folder(source: Path, folder: Path, with_state: bool) -> Path:
     def fill(target: Path) -> None:
         for path in sorted(source.iterdir()):
             if path.name != "checksums.json" and (with_state or not path.name.startswith("trainer_state")):
-                try:
-                    os.link(path, target / path.name)
-                except OSError:
-                    shutil.copy2(path, target / path.name)
+                link_or_copy(path, target / path.name)
 
     return write_folder(folder, fill)
 
@@ -84,11 +83,6 @@ def damage(folder: Path) -> str | None:
         if sha256(folder / name) != checksum:
             return f"{name} is damaged"
     return None
-
-
-def _sync(path: Path) -> None:
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())
 
 
 def random_state() -> tuple[dict, dict]:

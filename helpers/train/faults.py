@@ -24,7 +24,6 @@ from helpers.train.processes import any_of, rank, several
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no room, a quota, a limit on file sizes
 # PyTorch's, cuBLAS' and cuDNN's words for it; only the first of them is always a torch.OutOfMemoryError
 NO_MEMORY = r"allocate memory|out of memory|CUBLAS_STATUS_ALLOC_FAILED|CUDNN_STATUS_ALLOC_FAILED"
-
 NO_WORKER = r"DataLoader worker.*(killed|exited unexpectedly)"
 
 
@@ -139,7 +138,6 @@ def save_batch(folder: Path, batch: dict, step: int) -> Path:
     tensors = {name: value for name, value in batch.items() if torch.is_tensor(value)}
     for k, label in enumerate(batch["labels"]):
         tensors |= {f"labels.{k}.{name}": value for name, value in label.items()}
-
     about = {"step": step, "image_ids": batch["image_ids"], "unreadable": batch["unreadable"]}
 
     def fill(target: Path) -> None:

@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import LogLocator
 
-from helpers.pictures.charts import chart
+from helpers.pictures.charts import chart, panels
 from helpers.pictures.colours import BLUE, GREY, ORANGE, PREDICTED, PURPLE, SKY
 
 
@@ -22,8 +22,7 @@ def schedule(steps: np.ndarray, rates: dict[str, np.ndarray]) -> Figure:
 
 def loss_curves(losses: pd.DataFrame, epochs: pd.DataFrame) -> Figure:
     """Loss parts over the steps (smoothed; log scale), validation's at the ends of epochs, and AP over epochs."""
-    figure = Figure(figsize=(10, 3.6), layout="constrained")
-    left, right = figure.subplots(1, 2, width_ratios=(3, 2))
+    figure, (left, right) = panels(10, 3.6, 1, 2, width_ratios=(3, 2))
     parts = [name for name in losses if name.startswith("loss") and losses[name].any()]  # not those switched off
     window = max(1, len(losses) // 30)
     smooth = losses[parts].rolling(window, min_periods=1).mean()
@@ -61,16 +60,14 @@ def step_breakdown(breakdown: pd.DataFrame) -> Figure:
 
 
 def attention(image: np.ndarray, queries: list, classes: tuple[str, ...]) -> Figure:
-    """Where queries look (:mod:`helpers.train.attention`): a column each, above the decoder's first layer, below its
-    last one.
+    """Where queries look (:mod:`helpers.train.attention`): a column each, first decoder layer above, last one below.
 
     Bright is much attention: a map over the whole photo, or dots where the model reads single points.
     """
     height, width = image.shape[:2]
     whole = {"extent": (0, width, height, 0)}
     columns = max(1, len(queries))
-    figure = Figure(figsize=(3.4 * columns, 6.5 * height / width + 0.4), layout="constrained")
-    axes = figure.subplots(2, columns, squeeze=False)
+    figure, axes = panels(3.4 * columns, 6.5 * height / width + 0.4, 2, columns, squeeze=False)
     dim = 30 + image.mean(axis=2) * 0.6  # grey and dark, so that the marks are seen
     for k, query in enumerate(queries):
         for layer, axis in enumerate(axes[:, k]):
@@ -84,16 +81,12 @@ def attention(image: np.ndarray, queries: list, classes: tuple[str, ...]) -> Fig
                 x, y = (query.points[layer][rising] * (width, height)).T
                 strength = strength[rising]
                 axis.scatter(x, y, s=4 + 70 * strength, c=strength, cmap="plasma", vmin=0, vmax=1, linewidths=0)
-            _predicted(axis, query.box_xyxy * (width, height, width, height))
+            x0, y0, x1, y1 = query.box_xyxy * (width, height, width, height)
+            for colour, style, line in (("white", "-", 0.8), (PREDICTED, "--", 1.8)):  # red dashes on a thin white line
+                look = {"fill": False, "color": colour, "linestyle": style, "linewidth": line}
+                axis.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, **look))
             axis.set(xlim=(0, width), ylim=(height, 0), xticks=[], yticks=[])
         axes[0, k].set_title(f"{classes[query.label]} {query.score:.2f}", fontsize=10, parse_math=False)
     for axis, name in zip(axes[:, 0], ("first decoder layer", "last decoder layer")):
         axis.set_ylabel(name, fontsize=10)
     return figure
-
-
-def _predicted(axis, box_xyxy: np.ndarray) -> None:
-    """A predicted box: red dashes on a thin white line."""
-    x0, y0, x1, y1 = box_xyxy
-    for colour, style, line in (("white", "-", 0.8), (PREDICTED, "--", 1.8)):
-        axis.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, color=colour, linestyle=style, linewidth=line))

@@ -53,7 +53,9 @@ def train_in_processes(cfg: Config, on_flush: Callable | None = None) -> list[st
                     started.terminate()
         errors.seek(0)
         if started.returncode:
-            raise _failure(errors.read())
+            words = errors.read()
+            sentence = re.search(r"^Process [\d, ]+ of \d+.*$", words, re.MULTILINE)
+            raise UserError(sentence[0]) if sentence else RuntimeError(f"The processes failed:\n{words[-4000:]}")
     return said.splitlines()
 
 
@@ -79,8 +81,3 @@ def _watched(started: subprocess.Popen, stop: StopRequests, cfg: Config, on_flus
 
 def _filled(table) -> bool:
     return table.is_file() and table.stat().st_size > 1
-
-
-def _failure(errors: str) -> Exception:
-    sentences = re.findall(r"^Process [\d, ]+ of \d+.*$", errors, re.MULTILINE)
-    return UserError(sentences[0]) if sentences else RuntimeError(f"The processes failed:\n{errors[-4000:]}")

@@ -125,8 +125,7 @@ def _no_photo(detector: Detector) -> dict:
 def together() -> Iterator[None]:
     """Join the other processes, if any; when one fails, one of them says which and why, and all end.
 
-    Those that only lost it leave with SystemExit, without a word. A process that was killed cannot speak: the first of
-    the others names it.
+    Those that only lost it leave with SystemExit, without a word. One that was killed is named by the first of them.
     """
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         yield
@@ -151,7 +150,9 @@ def _last_word(error: Exception) -> BaseException:
         said = {rank(): mine}
     faults = sorted((text.startswith("The gradient"), number) for number, text in said.items() if text)
     if faults:  # a gradient that is no number is everyone's, the loss that it comes from is not
-        return _named(faults[0][1], error) if faults[0][1] == rank() else SystemExit(1)
+        if faults[0][1] != rank():
+            return SystemExit(1)
+        return UserError(f"Process {rank()} of {world()}: {error}") if isinstance(error, UserError) else error
     dead = sorted(set(range(world())) - said.keys()) or ["another"]
     if rank() != min(said):
         return SystemExit(1)
@@ -170,7 +171,3 @@ def _exchange(mine: str) -> dict[int, str]:
     while len(ended()) < world() and time.monotonic() < until:
         time.sleep(0.1)
     return {number: store.get(f"ended/{number}").decode() for number in ended()}
-
-
-def _named(number: int, error: Exception) -> Exception:
-    return UserError(f"Process {number} of {world()}: {error}") if isinstance(error, UserError) else error

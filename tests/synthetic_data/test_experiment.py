@@ -170,10 +170,10 @@ def test_scores_and_effects_are_those_of_the_evaluation(tiny_cfg):
     for name, found in (("a", good), ("b", worse)):
         stats = coco_metrics(gt, found)["stats"]
         ours = scores(gt, found)
-        assert ours.values["all"] == pytest.approx(stats["mAP"])
+        assert ours["all"][0] == pytest.approx(stats["mAP"])
         for size in ("small", "medium", "large"):
             if stats[f"mAP_{size}"] >= 0:
-                assert ours.values[size] == pytest.approx(stats[f"mAP_{size}"]), (name, size)
+                assert ours[size][0] == pytest.approx(stats[f"mAP_{size}"]), (name, size)
     for run, found in (("x-real", worse), ("x-offline", good)):
         folder = tiny_cfg.output_dir / run
         folder.mkdir(exist_ok=True)

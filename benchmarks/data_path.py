@@ -62,6 +62,20 @@ def photos_of(arguments: argparse.Namespace, folder: Path) -> tuple[Path, Path]:
     return root / "annotations" / f"instances_{split}.json", images if images.is_dir() else root / split
 
 
+def our_list() -> list:
+    """What ``Augment("full")`` does, as one would write it with albumentations alone."""
+    import albumentations as A
+
+    return [
+        A.HorizontalFlip(p=0.5),
+        A.RandomBrightnessContrast(p=0.5),
+        A.HueSaturationValue(p=0.3),
+        A.Affine(scale=(0.8, 1.2), translate_percent=(-0.05, 0.05), p=0.5),
+        A.Blur(blur_limit=3, p=0.1),
+        A.GaussNoise(std_range=(0.02, 0.08), p=0.1),
+    ]
+
+
 class Sides:
     """The same photos through both sides; ``batches`` of a side are lists of positions in its data set."""
 
@@ -71,9 +85,7 @@ class Sides:
             processor = peer.square_processor(folder, SIZE)
         classes = [category["name"] for category in orjson.loads(annotation_file.read_bytes())["categories"]]
         self.peer = peer.Photos(annotation_file, image_dir, processor, classes)
-        self.peer_our_list = peer.Photos(
-            annotation_file, image_dir, processor, classes, Augment("full").compose.transforms
-        )
+        self.peer_our_list = peer.Photos(annotation_file, image_dir, processor, classes, our_list())
         index = read_index(annotation_file, image_dir)
         theirs = {image["id"]: i for i, image in enumerate(self.peer.images)}
         both = np.array([i for i, key in enumerate(index.image_ids) if int(key) in theirs])

@@ -26,8 +26,7 @@ from helpers.files import UserError
 class Preprocess:
     """What the checkpoint's processor does to a photo.
 
-    ``keep_aspect``: the longest side becomes ``image_size`` and a batch is padded (DETR); otherwise the photo becomes
-    an
+    ``keep_aspect``: the longest side becomes ``image_size`` and a batch is padded (DETR); otherwise it becomes an
     ``image_size`` square and nothing is padded (RT-DETR, D-FINE).
     """
 
@@ -48,9 +47,7 @@ class Preprocess:
         return max(1, int(height * ratio)), max(1, int(width * ratio))
 
     def resize(self, image: np.ndarray, boxes_xyxy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """uint8 [H, W, 3] and boxes in its pixels, to the target size, boxes clipped to the photo; same operation as
-        the processor's.
-        """
+        """uint8 [H, W, 3] and boxes in its pixels, to the target size as the processor does it, boxes clipped to it."""
         height, width = image.shape[:2]
         new_height, new_width = self.target_size(height, width)
         factor = np.array([new_width / width, new_height / height] * 2, dtype=np.float32)
@@ -69,8 +66,7 @@ class Preprocess:
         where the model pads); ``labels``: per photo ``class_labels`` int64 [n] and ``boxes``, cxcywh as fractions of
         the photo *without* padding, float32 [n, 4] (the names that transformers asks for); ``image_ids``,
         ``orig_sizes`` [B, 2]; ``unreadable``: ids of the photos that were left out. Without one readable photo,
-        ``pixel_values`` is
-        None.
+        ``pixel_values`` is None.
         """
         unreadable = [sample["image_id"] for sample in samples if sample["image"] is None]
         samples = [sample for sample in samples if sample["image"] is not None]
@@ -100,9 +96,7 @@ class Preprocess:
         return batch
 
     def to_device(self, batch: dict, device: torch.device | str = "cpu") -> dict:
-        """The model's inputs on ``device``: pixels scaled and normalised there, padding zero as the processor leaves
-        it.
-        """
+        """The model's inputs on ``device``: pixels scaled and normalised there, padding zero as the processor's."""
         mean, std = _statistics(self, torch.device(device))
         pixels = batch["pixel_values"].to(device, non_blocking=True).float()
         pixels = pixels.sub_(mean).div_(std)  # in place: on a CPU, new memory costs more than the sum

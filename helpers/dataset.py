@@ -42,8 +42,6 @@ def read_image(path: Path, height: int, width: int) -> np.ndarray:
 
 def _decode_plain_jpeg(path: Path) -> np.ndarray | None:
     """A colour JPEG to RGB, uint8 [H, W, 3]: Pillow's pixels, sooner. None when it is damaged: Pillow says how."""
-    import cv2
-
     data = np.fromfile(path, dtype=np.uint8)
     if data[-2:].tobytes() != b"\xff\xd9":
         return None  # no end-of-image mark: OpenCV would fill what is missing with grey, without a word

@@ -24,7 +24,7 @@ from helpers.files import UserError
 from helpers.index import CocoIndex
 
 quick = settings(max_examples=60, deadline=None, derandomize=True)
-LEVELS = {"light": Augment("light"), "full": Augment("full")}
+LEVELS = {level: Augment(level) for level in ("light", "full", "strong")}
 PREPROCESS = {
     True: Preprocess(48, True, 1 / 255, (0.5,) * 3, (0.25,) * 3, InterpolationMode.BILINEAR),
     False: Preprocess(48, False, 1 / 255, (0.0,) * 3, (1.0,) * 3, InterpolationMode.BILINEAR),

@@ -256,7 +256,7 @@ def report(sides: Sides, arguments: argparse.Namespace) -> None:
     print("our steps, processor time:")
     for step in steps[0]:
         print(f"  {step:38} {np.median([row[step] for row in steps[1:]]):6.2f} ms a photo")
-    print("the aim is 3 times, per worker")
+    print("the aim is 3.5 times, per worker")
     print(padding_report(sides, arguments.coco is not None, arguments.seed))
     for name, side in sides.all.items():
         print(f"{arguments.workers} workers, {name:24} {worker_memory(*side, arguments.workers):6.0f} MB together")

@@ -65,6 +65,8 @@ def zoomed(image: np.ndarray, boxes_xyxy: np.ndarray, scale: np.ndarray, shift: 
     seen = np.clip([corner, corner + size * scale], 0, size)  # [2, 2], what is inside the picture
     (x0, y0), (x1, y1) = source = np.rint((seen - corner) / scale).astype(int)
     (left, top), (right, bottom) = target = np.rint(seen).astype(int)
+    if (source[0] >= source[1]).any() or (target[0] >= target[1]).any():
+        return image, boxes_xyxy  # a photo of a pixel or two
     canvas = np.zeros_like(image)
     canvas[top:bottom, left:right] = cv2.resize(image[y0:y1, x0:x1], (right - left, bottom - top))
     factor = (target[1] - target[0]) / (source[1] - source[0])

@@ -146,3 +146,12 @@ def test_noise_is_as_strong_as_it_says():
     assert min(strengths) > 0.018 and max(strengths) < 0.083 and np.ptp(strengths) > 0.03
     assert max(abs(noise.mean()) for noise in rounds) < 1
     assert np.abs(np.corrcoef([*rounds[0].reshape(-1, 3).T, *rounds[1].reshape(-1, 3).T]) - np.eye(6)).max() < 0.06
+
+
+@pytest.mark.parametrize("side", [1, 2, 3])
+def test_a_photo_of_a_few_pixels(side):
+    """Rounded to whole pixels, nothing of it may be left."""
+    augment, image, boxes = Augment("strong"), np.full((side, 40, 3), 9, np.uint8), np.float32([[0, 0, 40, side]])
+    for seed in range(60):
+        out, kept, labels = augment(image, boxes, np.array([3]), seed)
+        assert out.shape == image.shape and len(kept) == len(labels)

@@ -71,8 +71,6 @@ def _one_class(matches: Matches, k: int, times: np.ndarray) -> np.ndarray:
     ap = np.zeros((times.shape[1], len(IOU_THRESHOLDS)))
     ends = np.searchsorted(step[last], np.arange(len(IOU_THRESHOLDS) + 1))
     for t, runs in enumerate(map(slice, ends[:-1], ends[1:])):
-        if runs.start == runs.stop:
-            continue
         seen = counted.take(np.searchsorted(places, hit[last[runs]]), axis=1)
         if ignored[t].any():
             lost = np.zeros((len(seen), int(ignored[t].sum()) + 1), times.dtype)
@@ -105,10 +103,7 @@ def _sums(ends: np.ndarray, image: np.ndarray, times: np.ndarray) -> np.ndarray:
 
 
 def _recalls_reached(objects: np.ndarray) -> np.ndarray:
-    """[R, M + 1]: how many of COCO's 101 recalls are reached with 0, 1 to M hits of ``objects`` [R], M the maximum.
-
-    Nothing is reached where there is no object.
-    """
+    """[R, M + 1]: how many of COCO's 101 recalls are reached with 0, 1 to M hits of ``objects`` [R], M the maximum."""
     needed = np.floor(RECALLS * objects[:, None]).astype(np.int64)  # [R, 101] the fewest hits, at most one too low
     needed += needed / np.maximum(objects, 1)[:, None] < RECALLS
     most, n = int(objects.max(initial=0)), len(objects)

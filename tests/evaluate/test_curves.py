@@ -559,7 +559,7 @@ def test_detections_read_like_the_list_they_were_made_of(gt):
     assert list(arrays) == found and arrays[3] == found[3] and arrays[-1] == found[-1] and len(arrays) == len(found)
     assert json.loads(json.dumps(list(arrays))) == found
     assert Detections.of(arrays) is arrays and not Detections.of([])
-    assert arrays.table(np.array([2]))[0].tolist() == [
+    assert arrays.rows(np.array([2])).table()[0].tolist() == [
         found[2]["image_id"],
         *found[2]["bbox"],
         found[2]["score"],

@@ -38,7 +38,7 @@ from helpers.evaluate.curves import (
     score_curves,
 )
 from helpers.evaluate.examples import pick_examples
-from helpers.metrics import STATS, Detections, coco_metrics, load_detections
+from helpers.metrics import STATS, Annotations, Detections, coco_metrics, load_detections
 
 OBJECTS = 7.3  # on a photo of val2017, on average
 CROWDS = 0.012  # the part of its annotations that are crowd regions
@@ -124,6 +124,7 @@ def ours(gt: dict, before: list[dict], after: list[dict]) -> tuple[dict[str, flo
         return value
 
     before, after = (timed("arrays, both", lambda f=found: Detections.of(f)) for found in (before, after))
+    gt = {**gt, "annotations": timed("arrays of the truth", lambda: Annotations.of(gt["annotations"]))}
     pairs = (("start", before), ("best", after))
     metrics = [timed("twelve numbers, both", lambda f=found: coco_metrics(gt, f)) for _, found in pairs]
     assert not any(timed("unknown ids", lambda f=found: unknown_ids(gt, f)) for _, found in pairs)

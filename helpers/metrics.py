@@ -19,7 +19,6 @@ from helpers.index import CocoIndex
 
 STATS = ("mAP", "mAP50", "mAP75", "mAP_small", "mAP_medium", "mAP_large")
 STATS += ("AR1", "AR10", "AR100", "AR_small", "AR_medium", "AR_large")  # COCO's twelve, in COCO's order
-COLUMNS = ("image_id", "category_id", "bbox", "score")
 
 
 def save_detections(path: Path, detections: Sequence[dict]) -> Path:
@@ -40,17 +39,11 @@ def load_detections(path: Path) -> list[dict]:
 def ground_truth(index: CocoIndex) -> dict:
     """An index as a COCO document, ids, crowds and areas as published: what metrics and error analysis compare with."""
     images = {"id": index.image_ids, "file_name": index.file_names, "height": index.heights, "width": index.widths}
-    annotations = {
-        "id": index.annotation_ids,
-        "image_id": np.repeat(index.image_ids, np.diff(index.starts)),
-        "category_id": np.array(index.category_ids, np.int64)[index.labels],
-        "bbox": index.bbox.tolist(),
-        "area": index.areas.astype(float),
-        "iscrowd": index.iscrowd.astype(int),
-    }
     records = {"images": images, "categories": {"id": index.category_ids, "name": index.classes}}
-    records["annotations"] = annotations
-    return {name: pd.DataFrame(columns).to_dict("records") for name, columns in records.items()}
+    ids = (np.repeat(index.image_ids, np.diff(index.starts)), np.array(index.category_ids, np.int64)[index.labels])
+    numbers = (index.bbox.astype(float), index.areas.astype(float), index.iscrowd.astype(int))
+    document = {name: pd.DataFrame(columns).to_dict("records") for name, columns in records.items()}
+    return {**document, "annotations": Annotations(index.annotation_ids, *ids, *numbers)}
 
 
 def numbered(gt: dict, detections: Sequence[dict]) -> tuple[dict, Detections]:
@@ -60,48 +53,46 @@ def numbered(gt: dict, detections: Sequence[dict]) -> tuple[dict, Detections]:
     float64 holds no id above 2^53, and hotcoco takes none below 0. What belongs to no photo or category of ``gt`` gets
     a number that is none of theirs.
     """
-    whole = lambda values: np.array(list(values), np.int64)
-    kinds = ("images", "categories", "annotations")
-    known = {kind: np.unique(whole(record["id"] for record in gt[kind])) for kind in kinds}
+    owners = {"image_id": "images", "category_id": "categories"}
+    ids = {name: column(gt[kind], "id", np.int64) for name, kind in owners.items()}
 
-    def numbers(kind: str, ids: np.ndarray) -> np.ndarray:
-        at = np.searchsorted(known[kind], ids)
-        return np.where(known[kind][at.clip(max=len(known[kind]) - 1)] == ids, at, len(known[kind])) + 1
+    def number(name: str, values: np.ndarray) -> np.ndarray:
+        known = np.unique(ids[name])
+        at = np.searchsorted(known, values)
+        return np.where(known[at.clip(max=len(known) - 1)] == values, at, len(known)) + 1
 
-    def renumbered(kind: str, **owners: str) -> list[dict]:
-        owners = {"id": kind, **owners}
-        columns = [numbers(owner, whole(r[name] for r in gt[kind])).tolist() for name, owner in owners.items()]
-        return [{**record, **dict(zip(owners, row))} for record, row in zip(gt[kind], zip(*columns))]
-
-    given, belongs = Detections.of(detections), {"image_id": "images", "category_id": "categories"}
-    found = replace(given, **{name: numbers(kind, getattr(given, name)) for name, kind in belongs.items()})
-    records = {kind: renumbered(kind) for kind in kinds[:2]}
-    return {**gt, **records, "annotations": renumbered("annotations", **belongs)}, found
+    truth, found = (
+        replace(table, **{name: number(name, getattr(table, name)) for name in owners})
+        for table in (Annotations.of(gt["annotations"]), Detections.of(detections))
+    )
+    numbers = {kind: number(name, ids[name]).tolist() for name, kind in owners.items()}
+    records = {kind: [{**r, "id": n} for r, n in zip(gt[kind], numbers[kind])] for kind in numbers}
+    return {**records, "annotations": replace(truth, id=np.arange(1, len(truth) + 1))}, found
 
 
-def evaluator(gt: dict, detections: Sequence[dict], engine: str = "hotcoco"):
+def evaluator(gt: dict, detections: Sequence[dict], engine: str = "hotcoco", run: bool = True):
     """COCO's box evaluation of :func:`numbered` records, run by ``hotcoco`` (fast) or ``pycocotools`` (the reference).
 
-    There must be detections.
+    There must be detections where it is to ``run``.
     """
     gt, detections = numbered(gt, detections)
     with contextlib.redirect_stdout(io.StringIO()):  # both report their progress there
         if engine == "hotcoco":
             from hotcoco import COCO, COCOeval
 
-            coco = COCO(gt)
+            _, *columns, area, crowd = vars(gt["annotations"]).values()
+            coco = COCO.from_arrays(gt["images"], gt["categories"], *columns, area=area, iscrowd=crowd)
         else:
             from pycocotools.coco import COCO
             from pycocotools.cocoeval import COCOeval
 
             coco = COCO()
-            coco.dataset = gt
+            coco.dataset = {**gt, "annotations": list(gt["annotations"])}
             coco.createIndex()
-        run = COCOeval(coco, coco.loadRes(detections.table()), "bbox")
-        run.evaluate()
-        run.accumulate()
-        run.summarize()
-    return run
+        made = COCOeval(coco, coco.loadRes(detections.table()), "bbox")
+        for step in (made.evaluate, made.accumulate, made.summarize) if run else ():
+            step()
+    return made
 
 
 def coco_metrics(gt: dict, detections: Sequence[dict], engine: str = "hotcoco") -> dict:
@@ -109,13 +100,13 @@ def coco_metrics(gt: dict, detections: Sequence[dict], engine: str = "hotcoco") 
 
     -1 where there is no ground truth of a kind, as in COCO. Without detections everything else is zero.
     """
-    names = [c["name"] for c in gt["categories"]]
-    counts = pd.Series([a["category_id"] for a in gt["annotations"] if not a.get("iscrowd")], dtype=int).value_counts()
+    names, truth = [c["name"] for c in gt["categories"]], Annotations.of(gt["annotations"])
+    counts = pd.Series(truth.category_id[truth.iscrowd == 0]).value_counts()
     table = pd.DataFrame({"class": names, "instances": [int(counts.get(c["id"], 0)) for c in gt["categories"]]})
-    if not detections or not gt["annotations"]:
-        empty = 0.0 if gt["annotations"] else -1.0
+    if not detections or not truth:
+        empty = 0.0 if truth else -1.0
         return {"stats": dict.fromkeys(STATS, empty), "per_class": table.assign(AP=empty, AP50=empty, AR100=empty)}
-    run = evaluator(gt, detections, engine)
+    run = evaluator({**gt, "annotations": truth}, detections, engine)
     order = np.argsort([c["id"] for c in gt["categories"]]).argsort()  # both engines sort categories by id
     precision = np.asarray(run.eval["precision"])[..., order, 0, 2]  # [T, R, K]
     recall = np.asarray(run.eval["recall"])[:, order, 0, 2]  # [T, K]
@@ -130,12 +121,46 @@ def _mean(values: np.ndarray) -> float:
     return float(valid.mean()) if valid.size else -1.0
 
 
-@dataclass(frozen=True, eq=False)
-class Detections(Sequence):
-    """D detections: ``image_id`` [D], ``category_id`` [D], ``bbox`` [D, 4] in pixels, ``score`` [D].
+class Records(Sequence):
+    """Columns of n numbers (``bbox`` [n, 4], in pixels) that can be read like the list of dicts they stand for."""
 
-    It can be read like the COCO results list that it was made of: each item is a dict.
-    """
+    def __len__(self) -> int:
+        return len(self.image_id)
+
+    def __getitem__(self, k: int) -> dict:
+        return {name: column[k].tolist() for name, column in vars(self).items()}
+
+    def __iter__(self) -> Iterator[dict]:
+        for start in range(0, len(self), 10_000):
+            part = (column[start : start + 10_000].tolist() for column in vars(self).values())
+            yield from (dict(zip(vars(self), row)) for row in zip(*part))
+
+
+@dataclass(frozen=True, eq=False)
+class Annotations(Records):
+    """COCO's annotations, crowd regions too."""
+
+    id: np.ndarray
+    image_id: np.ndarray
+    category_id: np.ndarray
+    bbox: np.ndarray
+    area: np.ndarray
+    iscrowd: np.ndarray  # 0 or 1
+
+    @classmethod
+    def of(cls, records: Sequence[dict]) -> Annotations:
+        """From COCO's list of dicts; an annotation without ``area`` has none, one without ``iscrowd`` is an object."""
+        if isinstance(records, cls):
+            return records
+        ids = (column(records, name, np.int64) for name in ("id", "image_id", "category_id"))
+        area = np.array([record.get("area", 0) for record in records], float)
+        crowd = np.array([bool(record.get("iscrowd", 0)) for record in records], int)
+        return cls(*ids, bboxes(records), area, crowd)
+
+
+@dataclass(frozen=True, eq=False)
+class Detections(Records):
+    """D detections: ``image_id`` [D], ``category_id`` [D], ``bbox`` [D, 4] in pixels, ``score`` [D]."""
 
     image_id: np.ndarray
     category_id: np.ndarray
@@ -147,33 +172,27 @@ class Detections(Sequence):
         """From a COCO results list. Raises KeyError, TypeError or ValueError where a record lacks a number."""
         if isinstance(records, cls):
             return records
-
-        def column(name: str, kind) -> np.ndarray:
-            return np.fromiter(map(itemgetter(name), records), kind, len(records))
-
-        ids = (column(name, np.int64) for name in ("image_id", "category_id"))
-        return cls(*ids, bboxes(records), column("score", float))
+        ids = (column(records, name, np.int64) for name in ("image_id", "category_id"))
+        return cls(*ids, bboxes(records), column(records, "score", float))
 
     @classmethod
     def joined(cls, parts: Sequence[Detections]) -> Detections:
         """One after the other."""
-        columns = ([getattr(part, name) for part in parts] for name in COLUMNS)
+        columns = zip(*(vars(part).values() for part in parts))
         return cls(*map(np.concatenate, columns)) if parts else cls.of([])
 
-    def table(self, rows: np.ndarray | slice = slice(None)) -> np.ndarray:
+    def rows(self, rows: np.ndarray) -> Detections:
+        """Some of them."""
+        return Detections(*(column[rows] for column in vars(self).values()))
+
+    def table(self) -> np.ndarray:
         """[D, 7], as pycocotools and hotcoco read it: image id, x, y, w, h, score, category id."""
-        return np.column_stack([self.image_id[rows], self.bbox[rows], self.score[rows], self.category_id[rows]])
+        return np.column_stack([self.image_id, self.bbox, self.score, self.category_id])
 
-    def __len__(self) -> int:
-        return len(self.score)
 
-    def __getitem__(self, k: int) -> dict:
-        return {name: getattr(self, name)[k].tolist() for name in COLUMNS}
-
-    def __iter__(self) -> Iterator[dict]:
-        for start in range(0, len(self), 10_000):
-            part = (getattr(self, name)[start : start + 10_000].tolist() for name in COLUMNS)
-            yield from (dict(zip(COLUMNS, row)) for row in zip(*part))
+def column(records: Sequence[dict], name: str, kind) -> np.ndarray:
+    """``name`` of each record, a number, [n]."""
+    return np.fromiter(map(itemgetter(name), records), kind, len(records))
 
 
 def bboxes(records: Sequence[dict]) -> np.ndarray:

@@ -15,7 +15,7 @@ from helpers.evaluate.matching import IOU_THRESHOLDS, Matches
 RECALLS = np.linspace(0.0, 1.0, 101)  # COCO's: precision is averaged at these recalls
 METRICS = {"mAP": slice(None), "mAP50": slice(0, 1), "mAP75": slice(5, 6)}  # which IoU thresholds each is a mean over
 THREADS = 2
-NUMBERS_AT_ONCE = 200_000  # a class needs one per right detection and replicate: so many stay in the cache
+NUMBERS_AT_ONCE = 1_000_000  # a class needs one per right detection and replicate: bounds the memory
 
 
 def replicates_for(photos: int) -> int:
@@ -51,55 +51,62 @@ def class_ap(matches: Matches, weights: np.ndarray) -> np.ndarray:
 
 
 def _one_class(matches: Matches, k: int, times: np.ndarray) -> np.ndarray:
-    """[R, T], photos counted ``times`` [N, R]: precision is needed where a detection is right: there recall grows."""
+    """[R, T], photos counted ``times`` [N, R].
+
+    Precision is needed where a detection is right: there recall grows. Of right ones with no wrong one between them it
+    is best at the last, whatever the photos are counted, so one number for such a run is enough.
+    """
     part = matches.of_class(k)
     right, ignored, image = matches.right[:, part], matches.ignored[:, part], matches.image[part]
     objects = matches.truth[:, k].astype(times.dtype) @ times  # [R]
     reached = _recalls_reached(objects)
-    places = np.flatnonzero(right.any(axis=0))  # [P] in the class's ranking: right at some threshold
-    counted = _counted(places, image, times)  # [P, R]
+    step, hit = np.nonzero(right)  # thresholds, and places in the class's ranking
+    places = np.flatnonzero(right.any(axis=0))
+    out = np.flatnonzero(ignored)  # these count neither as right nor as wrong
+    passed = np.searchsorted(out, step * len(image) + hit)
+    wrong = step * (len(image) + 1) + hit - np.arange(len(hit)) - passed  # one more from threshold to threshold
+    last = np.flatnonzero(np.diff(wrong, append=-1))  # of each run
+    gained = _sums(last + 1, image[hit], times)
+    counted = np.cumsum(_sums(places + 1, image, times), axis=1, dtype=times.dtype)
     ap = np.zeros((times.shape[1], len(IOU_THRESHOLDS)))
-    for t in range(len(IOU_THRESHOLDS)):
-        rows = np.flatnonzero(right[t, places])
-        if not len(rows):
-            continue
-        seen = counted[rows]
-        out = np.flatnonzero(ignored[t])
-        if len(out):  # these count neither as right nor as wrong
-            passed = np.cumsum(times[image[out]], axis=0, dtype=times.dtype)
-            passed = np.concatenate([np.zeros_like(passed[:1]), passed])
-            seen -= passed[np.searchsorted(out, places[rows])]
-        ap[:, t] = _interpolated(times[image[places[rows]]], seen, reached)
+    ends = np.searchsorted(step[last], np.arange(len(IOU_THRESHOLDS) + 1))
+    for t, runs in enumerate(map(slice, ends[:-1], ends[1:])):
+        seen = counted.take(np.searchsorted(places, hit[last[runs]]), axis=1)
+        if ignored[t].any():
+            lost = np.zeros((len(seen), int(ignored[t].sum()) + 1), times.dtype)
+            np.cumsum(times[image[ignored[t]]].T, axis=1, out=lost[:, 1:])
+            seen -= lost.take(passed[last[runs]] - np.searchsorted(out, t * len(image)), axis=1)
+        ap[:, t] = _interpolated(np.cumsum(gained[:, runs], axis=1, dtype=times.dtype), seen, reached)
     ap[objects == 0] = np.nan
     return ap
 
 
-def _interpolated(times: np.ndarray, seen: np.ndarray, reached: np.ndarray) -> np.ndarray:
-    """AP [R] from the right detections, best first: each counts ``times`` [p, R], ``seen`` [p, R] detections so far.
+def _interpolated(hits: np.ndarray, seen: np.ndarray, reached: np.ndarray) -> np.ndarray:
+    """AP [R] from the right and the counted detections so far, ``hits`` and ``seen`` [R, runs], best first.
 
     COCO's rule: at each of the 101 recalls, the best precision at that recall or beyond.
     """
-    hits = np.cumsum(times, axis=0, dtype=times.dtype)
-    best = np.maximum.accumulate((hits / (seen + np.spacing(1)))[::-1])[::-1]
-    hits *= reached.shape[1]
-    hits += np.arange(reached.shape[1], dtype=hits.dtype)  # places in the flat table
+    precision = hits / (seen + np.spacing(1))
+    bits = precision.view(np.int64)[:, ::-1]  # of numbers from 0 up, in their order: maxima of whole numbers are faster
+    best = np.maximum.accumulate(bits, axis=1)[:, ::-1].view(float)
+    hits += np.arange(len(hits), dtype=hits.dtype)[:, None] * reached.shape[1]  # places in the flat table
     recalls = reached.ravel().take(hits)
-    recalls[1:] -= recalls[:-1].copy()  # how many each detection adds
-    return np.einsum("pr,pr->r", best, recalls) / len(RECALLS)
+    recalls[:, 1:] -= recalls[:, :-1].copy()  # how many each run adds
+    return np.einsum("rp,rp->r", best, recalls) / len(RECALLS)
 
 
-def _counted(places: np.ndarray, image: np.ndarray, times: np.ndarray) -> np.ndarray:
-    """[P, R]: detections at or before each of ``places`` [P] in a ranking of detections of photo ``image``."""
-    ends = np.concatenate([[0], places + 1])  # what comes after the last place changes nothing
-    table = csr_array((np.ones(ends[-1], times.dtype), image[: ends[-1]], ends), shape=(len(places), len(times)))
-    return np.cumsum(table @ times, axis=0, dtype=times.dtype)
+def _sums(ends: np.ndarray, image: np.ndarray, times: np.ndarray) -> np.ndarray:
+    """[R, E]: ``times`` of the photos ``image`` up to each of ``ends`` (rising), added from the one before it on."""
+    ends = np.append(0, ends)
+    table = csr_array((np.ones(ends[-1], times.dtype), image[: ends[-1]], ends), shape=(len(ends) - 1, len(times)))
+    return np.ascontiguousarray((table @ times).T)
 
 
 def _recalls_reached(objects: np.ndarray) -> np.ndarray:
-    """[M + 1, R]: how many of COCO's 101 recalls are reached with 0, 1 to M hits of ``objects`` [R], M the maximum."""
-    needed = np.floor(RECALLS[:, None] * objects).astype(np.int64)  # [101, R] the fewest hits, at most one too low
-    needed += needed / np.maximum(objects, 1) < RECALLS[:, None]
+    """[R, M + 1]: how many of COCO's 101 recalls are reached with 0, 1 to M hits of ``objects`` [R], M the maximum."""
+    needed = np.floor(RECALLS * objects[:, None]).astype(np.int64)  # [R, 101] the fewest hits, at most one too low
+    needed += needed / np.maximum(objects, 1)[:, None] < RECALLS
     most, n = int(objects.max(initial=0)), len(objects)
-    flat = (needed * n + np.arange(n)).ravel()  # a row more: no object, nothing to reach
-    steps = np.bincount(flat, minlength=(most + 2) * n).reshape(most + 2, n)
-    return np.cumsum(steps[:-1], axis=0, dtype=np.float32)
+    flat = (needed + (most + 2) * np.arange(n)[:, None]).ravel()  # a column more: no object, nothing to reach
+    steps = np.bincount(flat, minlength=(most + 2) * n).reshape(n, most + 2)
+    return np.cumsum(steps[:, :-1], axis=1, dtype=np.float32)

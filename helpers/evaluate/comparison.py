@@ -12,7 +12,7 @@ import pandas as pd
 from helpers.evaluate.bootstrap import METRICS, class_ap, draw_weights, replicates_for
 from helpers.evaluate.curves import best_operating_point, score_curves
 from helpers.evaluate.matching import Matches, match
-from helpers.metrics import STATS, Detections, coco_metrics, load_detections
+from helpers.metrics import STATS, Annotations, Detections, coco_metrics, load_detections
 
 CONFIDENCE, STANDARD_ERRORS = 0.95, 1.96  # a normal distribution has 95 % within so many standard errors
 SMALL_SAMPLE = 5000  # photos: COCO's own val2017, the sample that published numbers come from
@@ -105,7 +105,8 @@ def _columns(gain: dict, name: str) -> dict:
 
 def object_counts(gt: dict) -> dict[str, int]:
     """Objects without crowd regions: ``all``, and by COCO's sizes, where one on the border counts on both sides."""
-    area = np.array([a["area"] for a in gt["annotations"] if not a.get("iscrowd")], dtype=float)
+    truth = Annotations.of(gt["annotations"])
+    area = truth.area[truth.iscrowd == 0]
     sizes = {name: int(((area >= low) & (area <= high)).sum()) for name, (low, high) in SIZES.items()}
     return {"all": len(area)} | sizes
 

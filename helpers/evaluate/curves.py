@@ -10,7 +10,7 @@ import pandas as pd
 
 from helpers.evaluate.bootstrap import RECALLS
 from helpers.evaluate.matching import Matches
-from helpers.metrics import numbered
+from helpers.metrics import Detections, evaluator
 
 THRESHOLDS = np.round(np.linspace(0, 1, 101), 2)
 BACKGROUND = "background"
@@ -89,15 +89,9 @@ def confusion(gt: dict, detections: list[dict], matches: Matches, threshold: flo
     its number of objects. An object belongs to the most confident prediction with IoU of 0.5 at least, whatever its
     class. Detections on crowd regions of their class are left out.
     """
-    from hotcoco import COCO, COCOeval
-
-    rows = matches.row[(matches.score >= threshold) & ~matches.ignored[0]]
-    gt, detections = numbered(gt, detections)
-    coco = COCO(gt)
-    given = coco.load_res(detections.table(np.sort(rows)))
-    found = COCOeval(coco, given, "bbox").confusion_matrix(iou_thr=0.5)
-    place = {category: i for i, category in enumerate(found["cat_ids"])}
-    order = [place[c["id"]] for c in gt["categories"]] + [len(place)]
+    rows = np.sort(matches.row[(matches.score >= threshold) & ~matches.ignored[0]])
+    found = evaluator(gt, Detections.of(detections).rows(rows), run=False).confusion_matrix(iou_thr=0.5)
+    order = [*np.argsort([c["id"] for c in gt["categories"]]).argsort(), len(gt["categories"])]  # hotcoco sorts by id
     names = [*matches.classes, BACKGROUND]
     return pd.DataFrame(np.asarray(found["matrix"]).astype(int)[np.ix_(order, order)], index=names, columns=names)
 

@@ -5,16 +5,15 @@ photos. The curves and the bootstrap need them as arrays, so the same matching i
 """
 
 from dataclasses import dataclass
-from operator import itemgetter
 
 import numpy as np
 import pandas as pd
 
-from helpers.metrics import Detections, bboxes
+from helpers.metrics import Annotations, Detections
 
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)  # COCO's
 MAX_DETECTIONS = 100  # COCO counts so many per photo and class, the most confident ones
-PAIRS_AT_ONCE = 1_000_000  # bounds the memory where one photo has hundreds of boxes of one class
+PAIRS_AT_ONCE = 100_000  # stays in the cache, and bounds the memory where a photo has hundreds of boxes of a class
 
 
 @dataclass(frozen=True)
@@ -49,12 +48,10 @@ def match(gt: dict, detections: list[dict], areas: tuple[float, float] = (-np.in
     """
     image_ids = np.unique(np.array([image["id"] for image in gt["images"]], dtype=np.int64))
     category_ids = np.array([c["id"] for c in gt["categories"]], dtype=np.int64)
-    records = gt["annotations"]
-    column = lambda name: np.fromiter(map(itemgetter(name), records), np.int64, len(records))
-    truth = _table(column("image_id"), column("category_id"), image_ids, category_ids)
-    truth["crowd"] = np.array([bool(a.get("iscrowd", 0)) for a in records], dtype=bool)[truth["row"]]
-    truth["bbox"] = bboxes(records)[truth["row"]]
-    area = np.array([a.get("area", 0) for a in records], dtype=float)[truth["row"]]
+    annotations = Annotations.of(gt["annotations"])
+    truth = _table(annotations.image_id, annotations.category_id, image_ids, category_ids)
+    truth["crowd"] = annotations.iscrowd[truth["row"]] > 0
+    truth["bbox"], area = annotations.bbox[truth["row"]], annotations.area[truth["row"]]
     truth["ignored"] = truth["crowd"] | (area < areas[0]) | (area > areas[1])
     truth = _rows(truth, np.lexsort((truth["ignored"], truth["group"])))  # objects first, then what is ignored, as COCO
     given = Detections.of(detections)

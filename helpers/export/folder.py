@@ -131,7 +131,7 @@ def differences(ours: Detections, theirs: Detections) -> tuple[int, float, float
     """
     count, largest = 0, np.zeros(2)
     for photo in np.union1d(ours.image_id, theirs.image_id):
-        one, other = (found.table(found.image_id == photo) for found in (ours, theirs))
+        one, other = (found.rows(found.image_id == photo).table() for found in (ours, theirs))
         best, lowest = one[:, 5].max(initial=0.0), one[:, 5].min(initial=1.0)
         floor = min(best, max(LOWEST * best, lowest + SCORE / 100))
         count += int((one[:, 5] >= floor).sum())

@@ -185,7 +185,8 @@ def _write_validation(cfg: Config, ours: Config) -> None:
     """What the loop of an arm validates with, a few of the data set's photos: its curves need no more."""
     whole, file = open_split(cfg, "val2017"), ours.annotation_file("val2017")
     index = whole.take(np.arange(min(VALIDATE, len(whole))))
-    write_atomic(file, orjson.dumps(ground_truth(index)))
+    truth = ground_truth(index)
+    write_atomic(file, orjson.dumps({**truth, "annotations": list(truth["annotations"])}))
     for i, name in enumerate(index.file_names.tolist()):
         link_or_copy(index.path(i).resolve(), ours.image_dir("val2017") / name)
     index.save(file)

@@ -245,9 +245,16 @@ def test_sizes_are_those_of_pycocotools(gt, hard):
         assert ap == pytest.approx(stats[f"mAP_{size}"], abs=1e-12), size
 
 
-def test_a_photo_drawn_twice_counts_twice(gt):
+@pytest.mark.parametrize("crowded", [False, True])
+def test_a_photo_drawn_twice_counts_twice(gt, crowded):
     """A replicate must be what COCO gives on the drawn photos, evaluated anew as if they were a data set."""
     detections = jittered(gt, 4, 0.1)
+    if crowded:  # runs of right detections go on over those in crowds, and end where the threshold's last one is
+        crowds = [a for a in gt["annotations"] if a["iscrowd"]]
+        boxes = [(a, [*a["bbox"][:2], a["bbox"][2] / part, a["bbox"][3]]) for a in crowds for part in (1.1, 2, 3)]
+        found = [{"image_id": a["image_id"], "category_id": a["category_id"], "bbox": box} for a, box in boxes]
+        detections += [{**row, "score": (k * 0.37) % 1} for k, row in enumerate(found)]
+        assert match(gt, detections).ignored.any(axis=1).all()
     weights = draw_weights(len(gt["images"]), 3, seed=7)
     ours = class_ap(match(gt, detections), weights)
     assert weights.max() > 1 and (weights == 0).any()
@@ -266,7 +273,11 @@ def test_a_photo_drawn_twice_counts_twice(gt):
                 found += [{**d, "image_id": key} for d in detections if d["image_id"] == image["id"]]
         for number, record in enumerate(drawn["annotations"]):
             record["id"] = number + 1
-        assert np.nanmean(ap) == pytest.approx(coco_metrics(drawn, found)["stats"]["mAP"], abs=1e-9)
+        expected = coco_metrics(drawn, found)
+        assert np.nanmean(ap) == pytest.approx(expected["stats"]["mAP"], abs=1e-9)
+        for thresholds, column in ((slice(None), "AP"), (slice(1), "AP50")):
+            each = np.nan_to_num(ap[:, thresholds].mean(axis=1), nan=-1)
+            assert np.allclose(each, expected["per_class"][column], rtol=0, atol=1e-12), column
 
 
 def test_standard_error_is_the_spread_over_other_photos():
@@ -548,7 +559,7 @@ def test_detections_read_like_the_list_they_were_made_of(gt):
     assert list(arrays) == found and arrays[3] == found[3] and arrays[-1] == found[-1] and len(arrays) == len(found)
     assert json.loads(json.dumps(list(arrays))) == found
     assert Detections.of(arrays) is arrays and not Detections.of([])
-    assert arrays.table(np.array([2]))[0].tolist() == [
+    assert arrays.rows(np.array([2])).table()[0].tolist() == [
         found[2]["image_id"],
         *found[2]["bbox"],
         found[2]["score"],

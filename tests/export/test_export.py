@@ -153,8 +153,8 @@ def test_command(scenes, tmp_path, capsys):
     assert {path.name for path in where.iterdir()} == names and damage(where) is None
     index = open_split(cfg, "val2017")
     code = example(where) + "\nassert not {'torch', 'transformers', 'helpers'} & set(sys.modules)\n"
-    each = f"import sys\nfor sys.argv[1:] in [[photo] for photo in sys.argv[1:]]:\n    exec({code!r}, {{}})\n    print('NEXT')"
-    asked = [sys.executable, "-I", "-c", each, *(str(index.path(i)) for i in range(len(index)))]
+    each = "import sys\nfor photo in sys.argv[1:]:\n    sys.argv[1:] = [photo]\n    exec({!r}, {{}})\n    print('NEXT')"
+    asked = [sys.executable, "-I", "-c", each.format(code), *(str(index.path(i)) for i in range(len(index)))]
     done = subprocess.run(asked, cwd=where, capture_output=True, text=True, timeout=180)
     assert done.returncode == 0, done.stderr
     hits, printed = 0, done.stdout.split("NEXT\n")[:-1]

@@ -13,6 +13,15 @@ sys.path.insert(0, str(Path(__file__).parent / "support"))  # for `from mirror i
 from coco_folder import COCO_REAL, TRAINED  # noqa: E402
 
 ON_A_TRAINED_DETECTOR = ["error_analysis/test_trained_detector.py", "export/test_trained_export.py"]
+LONGEST_FIRST = [  # so that no process is left with one of them when the others have nothing to do any more
+    "run/test_true_path.py",
+    "train/test_overfit.py",
+    "error_analysis/test_trained_detector.py",
+    "run/test_lab.py",
+    "train/test_processes.py",
+    "train/test_resume.py",
+    "download/test_download.py",
+]
 collect_ignore = [] if TRAINED.is_dir() and COCO_REAL.is_dir() else ON_A_TRAINED_DETECTOR
 
 
@@ -22,6 +31,11 @@ def pytest_report_header() -> list[str]:
     if not missing:
         return []
     return [f"Not here: {' and '.join(missing)}. NOT TESTED on a trained detector: {', '.join(ON_A_TRAINED_DETECTOR)}"]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    place = {Path(__file__).parent / name: k for k, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: place.get(item.path, len(place)))
 
 
 @pytest.fixture(scope="module")

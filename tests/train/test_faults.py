@@ -454,8 +454,8 @@ def test_resume_with_other_settings_says_what_changes(tmp_path):
     for change in ({"batch_size": 3}, {"seed": 7}, {"grad_accumulation": 2}):
         with pytest.raises(UserError, match=f"lies within an epoch that was begun with {next(iter(change))}="):
             run_folder.changed_settings(cfg.with_(**change), folder)
-    (sentence,) = run_folder.changed_settings(cfg.with_(epochs=9, image_size=320), folder)
-    assert "image_size=320 (was 256), epochs=9 (was 2)" in sentence
+    (sentence,) = run_folder.changed_settings(cfg.with_(epochs=9, image_size=384), folder)
+    assert f"image_size=384 (was {cfg.image_size}), epochs=9 (was {cfg.epochs})" in sentence
     write_json(folder / "trainer_state.json", {"batch": 0})
     taken, kept = run_folder.changed_settings(cfg.with_(batch_size=3, lr=0.5), folder)
-    assert "batch_size=3 (was 8)" in taken and "lr=0.0004 stay" in kept
+    assert f"batch_size=3 (was {cfg.batch_size})" in taken and f"lr={cfg.lr} stay" in kept

@@ -7,6 +7,7 @@ import math
 import os
 import re
 import secrets
+import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -54,6 +55,18 @@ def write_json(path: Path, value) -> Path:
     _refuse_non_finite(value, str(path))
     options = orjson.OPT_INDENT_2 | orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS
     return write_atomic(path, orjson.dumps(value, option=options, default=str))
+
+
+def link_or_copy(source: Path, path: Path) -> None:
+    """Put ``source`` at ``path``, as another name of it where the disk allows that; whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(source, temporary)
+    except OSError:  # another disk, or a system that allows no links
+        shutil.copyfile(source, temporary)
+    os.replace(temporary, path)
 
 
 def sha256(path: Path) -> str:

@@ -177,7 +177,9 @@ def knows(config) -> dict[str, int]:
 
 @torch.no_grad()
 def remap_head(model: nn.Module, source: nn.Module, classes: tuple[str, ...], report: list[str]) -> set[str]:
-    """Copy class rows of ``source`` into ``model`` by class name; the names of tensors with rows left untrained."""
+    """Copy class rows of ``source`` into ``model`` by class name; returns the names of tensors with rows left
+    untrained.
+    """
     index = knows(source.config)
     found = {k: index[name.lower()] for k, name in enumerate(classes) if name.lower() in index}
     missing = [name for name in classes if name.lower() not in index]
@@ -221,15 +223,18 @@ def backbone_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def stage_of(name: str) -> int:
-    """Of a backbone parameter: 0, the stem, then as ResNet's layer1, EfficientNet's blocks.0, a ViT's layer.0 count."""
+    """The stage of a backbone parameter: 0 is the stem, then as ResNet's layer1.., EfficientNet's blocks.0.. or a
+    ViT's layer.0.. count.
+    """
     match = re.search(r"(?:layer|layers?\.|blocks\.|stages\.|stages_)(\d+)", name)
     return 0 if match is None else int(match[1]) + (match[0] != f"layer{match[1]}")
 
 
 def freeze(model: nn.Module, stages: int) -> None:
-    """Fix the first ``stages`` stages of the backbone (1: the stem; 2: stem and first stage, as in DETR's paper).
+    """Fix the first ``stages`` stages of the backbone (1: the stem; 2: stem and first stage, as DETR's paper), train
+    the rest.
 
-    The rest trains, but the backbone's batch norms nowhere: a batch of eight is too small to learn statistics from.
+    The backbone's batch norms are fixed everywhere: a batch of eight is too small to learn statistics from.
     """
     norms = {id(p) for module in _backbone_norms(model) for p in module.parameters()}
     for name, parameter in backbone_parameters(model).items():
@@ -250,7 +255,8 @@ def train_mode(model: nn.Module) -> nn.Module:
 
 
 def parameter_groups(detector: Detector, cfg: Config) -> list[dict]:
-    """AdamW's groups: ``backbone`` at ``lr_backbone``, ``rest`` at ``lr``, ``new_head``, untrained, at ``lr_head``.
+    """AdamW's groups: ``backbone`` at ``lr_backbone``, ``rest`` at ``lr``, ``new_head`` (rows that start untrained) at
+    ``lr_head``.
 
     Biases and norms are not decayed. Frozen parameters are in no group.
     """

@@ -18,8 +18,6 @@ from helpers.devices import named_range
 
 # class and box heads, and how D-FINE turns its box head's output into edges and scores
 HEADS = re.compile(r"(\w+_)?(class|score|bbox)\w*_(embed|head|classifier|predictor)|bbox_predictor|integral|lqe_layers")
-
-
 HALF = (torch.float16, torch.bfloat16)
 
 

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from helpers.dataset import read_image
 from helpers.download.coco import Records
-from helpers.files import UserError, locked
+from helpers.files import UserError, link_or_copy, locked
 from helpers.index import present
 
 MISSING = "the photo is missing"
@@ -111,17 +111,6 @@ def place_photos(records: Records, folder: Path) -> None:
     for path, source in wanted.items():
         if not (path.exists() and path.samefile(source)):
             link_or_copy(source, path)
-
-
-def link_or_copy(source: Path, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.unlink(missing_ok=True)
-    try:
-        os.link(source, temporary)
-    except OSError:  # another disk, or a system that allows no links
-        shutil.copyfile(source, temporary)
-    os.replace(temporary, path)
 
 
 def same_photos(one: Path, other: Path) -> list[tuple[str, str]]:

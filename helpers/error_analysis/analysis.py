@@ -15,6 +15,7 @@ from helpers.evaluate.curves import best_operating_point, photo_table, score_cur
 from helpers.evaluate.matching import match
 from helpers.files import save_figure, write_atomic, write_json
 from helpers.index import CocoIndex
+from helpers.metrics import Detections
 
 
 def error_table(gt: dict, detections: list[dict]) -> pd.DataFrame:
@@ -135,15 +136,13 @@ def with_rivals(verdicts: Verdicts, errors: pd.DataFrame) -> pd.DataFrame:
     return errors.assign(rival=pd.Series(rivals, index=errors.index, dtype=object))
 
 
-def _as_detections(index: CocoIndex, analysis: Analysis) -> list[dict]:
+def _as_detections(index: CocoIndex, analysis: Analysis) -> Detections:
     """The predictions at the threshold as COCO results again."""
     rows = analysis.verdicts.predictions
     rows = rows[rows["score"] >= analysis.threshold]
-    image_ids = analysis.verdicts.photos["image_id"].to_numpy()[rows["photo"]].tolist()
-    values = zip(
-        image_ids, np.take(index.category_ids, rows["label"]).tolist(), rows[BOX].values.tolist(), rows["score"]
-    )
-    return [dict(zip(("image_id", "category_id", "bbox", "score"), row)) for row in values]
+    image_ids = analysis.verdicts.photos["image_id"].to_numpy()[rows["photo"]]
+    labels = np.array(index.category_ids, np.int64)[rows["label"]]
+    return Detections(image_ids, labels, rows[BOX].to_numpy(float), rows["score"].to_numpy(float))
 
 
 def draw_figures(index: CocoIndex, analysis: Analysis) -> dict:

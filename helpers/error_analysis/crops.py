@@ -36,7 +36,9 @@ def error_jpeg(index: CocoIndex, row: dict) -> bytes:
 
 
 def error_crop(index: CocoIndex, row: dict, size: int = 520) -> Image.Image:
-    """The photo around an error, longest side ``size`` pixels; thin boxes are annotations that are not meant."""
+    """The photo around an error, longest side ``size`` pixels; annotations that are not meant have thin boxes, crowd
+    regions with their names.
+    """
     i = position(index, row["image_id"])
     line = max(round(size / 130), 3)
     rows = index.rows(i)

@@ -67,9 +67,16 @@ def _tagged(gt: dict, verdicts: Verdicts, threshold: float) -> tuple[list[dict],
     truth = [{**a, "iscrowd": bool(a["iscrowd"]), **attributes(a)} for a in gt["annotations"]]
     rows = verdicts.predictions[verdicts.predictions["score"] >= threshold]
     annotation_ids = np.append(verdicts.objects["annotation_id"], -1)[rows["object"]].tolist()
-    predicted = []
-    for row, annotation_id in zip(rows.to_dict("records"), annotation_ids):
-        record = {"image_id": gt["images"][row["photo"]]["id"], "category_id": gt["categories"][row["label"]]["id"]}
-        record |= {"bbox": [row[side] for side in BOX], "score": row["score"], "iou": row["iou"]}
-        predicted.append(record | {"tags": [str(row["kind"])], "annotation_id": annotation_id})
+    predicted = [
+        {
+            "image_id": gt["images"][row["photo"]]["id"],
+            "category_id": gt["categories"][row["label"]]["id"],
+            "bbox": [row[side] for side in BOX],
+            "score": row["score"],
+            "iou": row["iou"],
+            "tags": [str(row["kind"])],
+            "annotation_id": annotation_id,
+        }
+        for row, annotation_id in zip(rows.to_dict("records"), annotation_ids)
+    ]
     return truth, predicted

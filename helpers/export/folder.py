@@ -62,7 +62,6 @@ def describe(detector: Detector, inputs: dict[str, torch.Tensor]) -> dict:
     side = ["height", "width"] if preprocess.keep_aspect else [preprocess.image_size] * 2
     shapes = {"pixel_values": ["batch", 3, *side], "pixel_mask": ["batch", *side]}
     types = {name: str(tensor.dtype).removeprefix("torch.") for name, tensor in inputs.items()}
-    how = {"interpolation": preprocess.interpolation.value, "antialias": preprocess.antialias}
     return {
         "model": type(model).__name__,
         "opset": OPSET,
@@ -75,7 +74,8 @@ def describe(detector: Detector, inputs: dict[str, torch.Tensor]) -> dict:
         "resize": {
             "rule": "longest side" if preprocess.keep_aspect else "square",
             "size": preprocess.image_size,
-            **how,
+            "interpolation": preprocess.interpolation.value,
+            "antialias": preprocess.antialias,
         },
         "scale": preprocess.scale,
         "mean": preprocess.mean,

@@ -82,7 +82,10 @@ class Canvas:
         self.dropped = 0
 
     def paste(self, patch: np.ndarray, left: int, top: int, label: object) -> bool:
-        """Paint premultiplied RGBA [h, w, 4]; its corner may be outside. False, and nothing painted: it may not be."""
+        """Paint a premultiplied RGBA patch [h, w, 4], whose corner (left, top) may be outside.
+
+        False, and nothing painted, where it may not be.
+        """
         height, width = self.image.shape[:2]
         box = np.s_[max(top, 0) : min(top + patch.shape[0], height), max(left, 0) : min(left + patch.shape[1], width)]
         inside = patch[max(-top, 0) :, max(-left, 0) :][: box[0].stop - box[0].start, : box[1].stop - box[1].start]

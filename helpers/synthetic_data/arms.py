@@ -15,8 +15,7 @@ import orjson
 
 from helpers.config import Config
 from helpers.download.coco import read_index
-from helpers.download.photos import link_or_copy
-from helpers.files import write_atomic, write_json
+from helpers.files import link_or_copy, write_atomic, write_json
 from helpers.index import CocoIndex, open_split
 from helpers.metrics import ground_truth
 from helpers.synthetic_data.objects import Segmentations
@@ -100,9 +99,15 @@ def prepare_arm(cfg: Config, share: float, seed: int, arm: str) -> dict:
     ours, kind = arm_config(cfg, share, seed, arm), ARMS[arm]
     index = real_part(open_split(cfg, SPLIT), share, seed)
     count = photos_per_epoch(cfg)
-    request = {"photos": count, "real": index.image_ids.tolist(), "classes": list(index.classes)}
-    request["files"] = [cfg.annotation_file(split).stat().st_size for split in (SPLIT, "val2017")]
-    request |= {"objects": cfg.paste_objects, "places": kind.places, "seed": seed}
+    request = {
+        "photos": count,
+        "real": index.image_ids.tolist(),
+        "classes": list(index.classes),
+        "files": [cfg.annotation_file(split).stat().st_size for split in (SPLIT, "val2017")],
+        "objects": cfg.paste_objects,
+        "places": kind.places,
+        "seed": seed,
+    }
     file = ours.data_dir / "manifest.json"
     if file.is_file() and (manifest := orjson.loads(file.read_bytes()))["request"] == request:
         return manifest

@@ -45,10 +45,15 @@ def run_arm(cfg: Config, share: float, seed: int, arm: str) -> dict:
         evaluate_checkpoint(ours, open_split(cfg, "val2017"), "last")
     epochs = read_table(ours.run_dir / "epochs.csv")
     detections = load_detections(ours.run_dir / "detections_val2017_last.json")
-    seen = {"steps": int(epochs["step"].iloc[-1]), "photos": data["photos"] * len(epochs)}
-    seen |= {name: data[name] for name in ("different_photos", "real_photos")}
-    stats = coco_metrics(ground_truth(open_split(cfg, "val2017")), detections)["stats"]
-    return {"run": ours.run_name, **seen, **stats, "minutes": epochs["seconds"].sum() / 60}
+    return {
+        "run": ours.run_name,
+        "steps": int(epochs["step"].iloc[-1]),
+        "photos": data["photos"] * len(epochs),
+        "different_photos": data["different_photos"],
+        "real_photos": data["real_photos"],
+        **coco_metrics(ground_truth(open_split(cfg, "val2017")), detections)["stats"],
+        "minutes": epochs["seconds"].sum() / 60,
+    }
 
 
 def _is_done(ours: Config) -> bool:

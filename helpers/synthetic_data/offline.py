@@ -35,7 +35,10 @@ class Synthetic:
 
 
 def make_synthetic(copy_paste: CopyPaste, seed: int, number: int) -> Synthetic:
-    """A synthetic photo, at the size of its background; a function of its arguments. OSError: it cannot be read."""
+    """A synthetic photo by itself, at the size of its background; a function of its arguments.
+
+    Raises OSError where the background cannot be read.
+    """
     index = copy_paste.segmentations.index
     i = background(len(index), seed, number)
     image = read_image(index.path(i), int(index.heights[i]), int(index.widths[i]))
@@ -96,10 +99,18 @@ def open_synthetic(folder: Path) -> CocoIndex:
 
 
 def _request(copy_paste: CopyPaste, count: int, seed: int, first_id: int) -> dict:
-    index, request = copy_paste.segmentations.index, {"photos": count, "seed": seed, "objects": copy_paste.objects}
-    request |= {"places": copy_paste.places, "first_id": first_id, "sources": index.image_ids.tolist()}
-    request |= {"source_annotations": int(index.annotation_ids.sum()), "classes": list(index.classes)}
-    return {**request, "sprites": len(copy_paste.pool.sprites)}
+    index = copy_paste.segmentations.index
+    return {
+        "photos": count,
+        "seed": seed,
+        "objects": copy_paste.objects,
+        "places": copy_paste.places,
+        "first_id": first_id,
+        "sources": index.image_ids.tolist(),
+        "source_annotations": int(index.annotation_ids.sum()),
+        "classes": list(index.classes),
+        "sprites": len(copy_paste.pool.sprites),
+    }
 
 
 def _write(folder: Path, copy_paste: CopyPaste, seed: int, first_id: int, number: int) -> dict | None:
@@ -142,18 +153,29 @@ def annotations(copy_paste: CopyPaste, made: Synthetic) -> list[dict]:
             record |= {"segmentation": encoded(layer.whole_mask(height, width))} if masked else {}
         records.append(record)
     for layer in made.pasted.layers:
-        record = {"category_id": index.category_ids[index.classes.index(layer.label.name)], "bbox": list(layer.bbox)}
-        record |= {"area": layer.visible, "iscrowd": 0, "segmentation": encoded(layer.whole_mask(height, width))}
-        records.append(record | {"source_annotation_id": int(index.annotation_ids[layer.label.base[1]])})
+        records.append(
+            {
+                "category_id": index.category_ids[index.classes.index(layer.label.name)],
+                "bbox": list(layer.bbox),
+                "area": layer.visible,
+                "iscrowd": 0,
+                "segmentation": encoded(layer.whole_mask(height, width)),
+                "source_annotation_id": int(index.annotation_ids[layer.label.base[1]]),
+            }
+        )
     return records
 
 
 def published(segmentations: Segmentations, row: int) -> dict:
     """An annotation as COCO has it, without its ids."""
     index = segmentations.index
-    record = {"category_id": index.category_ids[index.labels[row]], "bbox": index.bbox[row].tolist()}
-    record |= {"area": float(index.areas[row]), "iscrowd": int(index.iscrowd[row])}
-    return {**record, "segmentation": segmentations.of(row) or []}
+    return {
+        "category_id": index.category_ids[index.labels[row]],
+        "bbox": index.bbox[row].tolist(),
+        "area": float(index.areas[row]),
+        "iscrowd": int(index.iscrowd[row]),
+        "segmentation": segmentations.of(row) or [],
+    }
 
 
 def _manifest(copy_paste: CopyPaste, written: list[dict | None]) -> dict:

@@ -15,7 +15,10 @@ from helpers.synthetic_data.objects import Segmentations, cut_pool
 
 @dataclass(frozen=True, eq=False)
 class PasteStep:
-    """What ``CocoDetection`` calls between resizing and augmentation; made before the workers are, which share it."""
+    """What ``CocoDetection`` calls between resizing and augmentation.
+
+    Pool and segmentations are made once, before the workers are, which then share them.
+    """
 
     copy_paste: CopyPaste
 

@@ -17,8 +17,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from helpers.download.photos import link_or_copy
-from helpers.files import UserError, sha256, write_json
+from helpers.files import UserError, link_or_copy, sha256, write_json
 from helpers.train.processes import rank
 
 KEEP = 2  # resumable checkpoint_epoch_N folders that stay

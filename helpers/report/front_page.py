@@ -28,6 +28,7 @@ from helpers.report.notebook_pages import LIMIT, notebook_page, templates
 EXAMPLES = 6
 EPOCHS = ("epoch", "step", "train_loss", "train_loss_bbox", "val_loss_bbox", "mAP", "mAP50", "seconds", "photos_per_s")
 CLASSES = ("class", "instances", "AP", "AP_low", "AP_high", "AP50", "AR100", "AP_start")
+PRICES = ("run", "mAP", "million parameters", "ms a photo", "published AP, 80 classes", "worth its time")
 METRICS = ("mAP", "mAP50", "mAP75", "mAP_small", "mAP_medium", "mAP_large", "AR100")
 DATA = {"class_counts": "Objects of each class", "box_sizes": "How large they are", "samples": "Training photos"}
 ARMS = ("arm", "share", "seed", "steps", "real_photos", "mAP", "mAP50", "mAP_small", "mAP_medium", "mAP_large")
@@ -84,6 +85,7 @@ def _render(cfg: Config, side: int, rows: list[dict], executed: dict) -> str:
         "profile": lambda: profile(cfg),
         "curves": lambda: _figure(run / "pr_curves.png", "04_evaluate"),
         "classes": lambda: _table(run / "per_class.csv", "04_evaluate", CLASSES),
+        "prices": lambda: prices(run),
         "errors": lambda: error_summary(out / "error_analysis"),
         "synthetic": lambda: experiment(out / "synthetic_data"),
         "gallery": lambda: gallery(cfg, side),
@@ -147,6 +149,13 @@ def profile(cfg: Config) -> dict:
     table = read_table(require(folder / "breakdown.csv", "03_train"))[["range", "ms", "share"]]
     summary = {"sentence": "", "photos_per_s": None, **_json(folder / "summary.json", default={})}
     return {**summary, "rows": table.astype({"ms": float, "share": float}).to_dict("records")}
+
+
+def prices(run: Path) -> dict:
+    """What AP costs: every run that 04 has seen with its parameters and time, and their figure where there are two."""
+    table = _table(run / "prices.csv", "04_evaluate", PRICES)
+    title = {"prices": "AP against time a photo and parameters"}
+    return {**table, "charts": _charts(run, "04_evaluate", title) if len(table["rows"]) > 1 else []}
 
 
 def error_summary(folder: Path) -> dict:

@@ -19,7 +19,7 @@ from helpers.config import load_config
 from helpers.files import ROOT, UserError, notebooks, write_atomic
 from helpers.pictures.embed import picture
 from helpers.report import notebook_pages
-from helpers.report.front_page import build_report, headline, profile
+from helpers.report.front_page import build_report, headline, prices, profile
 from helpers.report.notebook_pages import clean, notebook_page
 
 PAGES = ("index", *(path.stem for path in notebooks()))
@@ -191,6 +191,19 @@ def test_the_same_start_stands_once(cfg, tmp_path):
     rows = headline(cfg.with_(output_dir=tmp_path))["rows"]
     assert [row["run"] for row in rows if row["checkpoint"] == "start"] == [cfg.run_name, "elsewhere"]
     assert "other" in [row["run"] for row in rows]
+
+
+def test_what_ap_costs(cfg, tmp_path, visit):
+    """Each run beside its time and size; the figure only where there are two runs to compare."""
+    page = visit(cfg.output_dir / "report" / "index.html")
+    shown = page.locator("h3:has-text('What it costs') + .wide").inner_text()
+    assert cfg.run_name in shown and "ms a photo" in shown and "other" in shown and "41.5" in shown
+    assert page.get_by_alt_text("AP against time a photo and parameters").count() == 1
+    for name in ("prices.csv", "prices.png"):
+        (tmp_path / name).write_bytes((cfg.run_dir / name).read_bytes())
+    assert len(prices(tmp_path)["charts"]) == 1
+    write_atomic(tmp_path / "prices.csv", pd.read_csv(tmp_path / "prices.csv").head(1).to_csv(index=False))
+    assert prices(tmp_path)["charts"] == [], "a figure of an earlier run of 04"
 
 
 def test_links_lead_to_the_notebooks(cfg, visit):

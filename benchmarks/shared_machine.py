@@ -5,6 +5,9 @@ OpenMP's threads spin while they wait for each other; beside a neighbour the one
 other burns its own. With ``OMP_WAIT_POLICY=PASSIVE`` a waiting thread sleeps, which costs an idle machine the time of
 waking it. Every measurement is a process of its own, the sides take turns. The fair share of a training with T threads
 beside N neighbours on C cores is C / (T + N) of what it does alone, once there are more of them than cores.
+
+In a container that is given less than the machine's cores (``docker run --cpus 1``), and with ``--workers`` data-loader
+workers, it says what the project's own limit of threads is worth there: the last side knows nothing of it.
 """
 
 from __future__ import annotations
@@ -17,24 +20,30 @@ import sys
 import tempfile
 import time
 
+BLIND = "NO_LIMIT_OF_THREADS"  # in a training's environment: as it was before the project looked at quotas
 SIDES = {  # what is set in the training's environment
     "as they come": {},
     "GOMP_SPINCOUNT=10000": {"GOMP_SPINCOUNT": "10000"},
     "OMP_WAIT_POLICY=PASSIVE": {"OMP_WAIT_POLICY": "PASSIVE"},
     "one thread": {"OMP_NUM_THREADS": "1"},
+    "a thread for each core of the machine": {BLIND: "1"},
 }
 BURN_IN = 4  # steps
 
 
-def train_some(folder: str, steps: int) -> None:
+def train_some(folder: str, steps: int, workers: int) -> None:
     """Steps a second of a training in this process, whose threads wait as its environment says; printed."""
     import torch
 
     from helpers.config import load_config
     from helpers.engine import train_loader, train_step
+    from helpers.train import fast_path
     from helpers.train.training import build
 
+    if BLIND in os.environ:
+        fast_path.cpu_count = os.cpu_count
     cfg = load_config("demo", data_dir=f"{folder}/data", output_dir=f"{folder}/out", max_val_images=2)
+    cfg = cfg.with_(num_workers=workers)
     run = build(cfg.with_(max_train_images=cfg.batch_size * (steps + BURN_IN)))
     for number, batch in enumerate(train_loader(run, 0)):
         if number == BURN_IN:
@@ -55,11 +64,11 @@ def neighbours(count: int):
             process.wait()
 
 
-def measure(folder: str, steps: int, settings: dict[str, str]) -> tuple[float, int]:
+def measure(folder: str, steps: int, workers: int, settings: dict[str, str]) -> tuple[float, int]:
     """Steps a second and threads of a training in a process of its own."""
     names = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "OMP_NUM_THREADS")
     environment = {name: value for name, value in os.environ.items() if name not in names} | settings
-    command = [sys.executable, __file__, "--train", folder, "--steps", str(steps)]
+    command = [sys.executable, __file__, "--train", folder, "--steps", str(steps), "--workers", str(workers)]
     output = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True).stdout
     rate, threads = output.split()[-2:]
     return float(rate), int(threads)
@@ -70,29 +79,34 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--neighbours", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--workers", type=int, default=2, help="of the data loader")
+    parser.add_argument("--sides", nargs="+", choices=SIDES, help="only these")
     parser.add_argument("--train", metavar="FOLDER", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.train:
-        return train_some(arguments.train, arguments.steps)
+        return train_some(arguments.train, arguments.steps, arguments.workers)
 
     import numpy as np
+    from joblib import cpu_count
     from machine import header
 
     from helpers.config import load_config
     from helpers.download.prepare import prepare
 
     print(header("torch"), flush=True)
-    cores = len(os.sched_getaffinity(0))
+    cores, limited = cpu_count(), cpu_count() < os.cpu_count()
+    sides = {name: SIDES[name] for name in arguments.sides or SIDES if limited or BLIND not in SIDES[name]}
+    print(f"{cores} of {os.cpu_count()} cores may be used, {arguments.workers} data-loader workers", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         cfg = load_config("demo", data_dir=f"{folder}/data", output_dir=f"{folder}/out", max_val_images=2)
         prepare(cfg.with_(max_train_images=cfg.batch_size * (arguments.steps + BURN_IN)))
         alone: dict[str, float] = {}
         for count in arguments.neighbours:
-            rates: dict[str, list] = {side: [] for side in SIDES}
+            rates: dict[str, list] = {side: [] for side in sides}
             with neighbours(count):
                 for _ in range(arguments.rounds):
-                    for side, settings in SIDES.items():
-                        rate, threads = measure(folder, arguments.steps, settings)
+                    for side, settings in sides.items():
+                        rate, threads = measure(folder, arguments.steps, arguments.workers, settings)
                         rates[side].append((rate, threads))
             for side, measured in rates.items():
                 rate, threads = float(np.median([rate for rate, _ in measured])), measured[0][1]

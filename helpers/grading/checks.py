@@ -84,14 +84,6 @@ def epochs(cfg: Config, path: Path) -> None:
         must(np.allclose(mean, table["train_loss"], rtol=1e-4), "train_loss is not the mean of losses.csv")
 
 
-def image(cfg: Config, path: Path) -> None:
-    decodable(path)
-
-
-def pictures(cfg: Config, path: Path) -> None:
-    all_decode(path)
-
-
 def checkpoint(cfg: Config, path: Path) -> None:
     labels = read_json(path / "config.json").get("id2label", {})
     names = [labels.get(str(k)) for k in range(len(labels))]
@@ -219,6 +211,30 @@ def error_pictures(cfg: Config, path: Path) -> None:
         must((path / name).is_dir(), f"the folder {name}/ is missing")
         all_decode(path / name, least=int(table is not None and (table["type"] == name).any()))
     all_decode(path, deep=False)
+
+
+def synthetic_set(cfg: Config, path: Path) -> None:
+    manifest = read_json(path / "manifest.json")
+    must(manifest.get("kind") == "copy-paste", "manifest.json is of another data set")
+    photos = sorted((path / "images" / "train2017").glob("*.jpg"))
+    counted = manifest.get("photos")
+    must(len(photos) == counted, f"manifest.json counts {counted} photos, there are {len(photos)}")
+    must(bool(photos), "it holds no photo")
+    decodable(photos[0])
+    listed = len(read_json(path / "annotations" / "instances_train2017.json").get("images", ()))
+    must(listed == counted, f"manifest.json counts {counted} photos, the annotations {listed}")
+
+
+def arms(cfg: Config, path: Path) -> None:
+    table = read_csv(path, "arm", "run", "share", "seed", finite=["steps", "photos", "mAP", "mAP50"])
+    must(table["steps"].nunique() == table["photos"].nunique() == 1, "one arm was trained for longer than another")
+    must(table["mAP"].between(0, 1).all(), "mAP is not a fraction")
+    metrics = neighbour(lambda: read_csv(cfg.output_dir / "metrics.csv", "run", "checkpoint", "mAP"))
+    if metrics is None:
+        return
+    last = metrics[metrics["checkpoint"] == "last"].set_index("run")["mAP"].to_dict()
+    for run, said in zip(table["run"], table["mAP"]):
+        must(run not in last or abs(last[run] - said) < 1e-6, f"mAP of {run} is another one in metrics.csv")
 
 
 def executed(cfg: Config, path: Path) -> None:

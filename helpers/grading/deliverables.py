@@ -8,8 +8,8 @@ from typing import NamedTuple
 from helpers import cli
 from helpers.config import Config
 from helpers.files import ROOT, write_json
-from helpers.grading import checks, experiment
-from helpers.grading.readers import Invalid
+from helpers.grading import checks
+from helpers.grading.readers import Invalid, all_decode, decodable
 from helpers.synthetic_data.arms import synthetic_dir
 
 
@@ -24,6 +24,7 @@ def deliverables(cfg: Config) -> list[Deliverable]:
     """All deliverables of a config's run, in the order in which the notebooks make them."""
     run, out = cfg.run_dir, cfg.output_dir
     errors = out / "error_analysis"
+    image = lambda _, path: decodable(path)
     rows = [
         Deliverable("data set", cfg.data_dir, "01", checks.dataset),
         Deliverable("data check", out / "data_sanity", "02", checks.data_sanity),
@@ -31,7 +32,7 @@ def deliverables(cfg: Config) -> list[Deliverable]:
         Deliverable("environment", run / "environment.json", "03", checks.environment_json),
         Deliverable("losses", run / "losses.csv", "03", checks.losses),
         Deliverable("epochs", run / "epochs.csv", "03", checks.epochs),
-        Deliverable("loss curves", run / "loss_curves.png", "03", checks.image),
+        Deliverable("loss curves", run / "loss_curves.png", "03", image),
         Deliverable("best checkpoint", run / "checkpoint_best", "03", checks.checkpoint),
         Deliverable("last checkpoint", run / "checkpoint_last", "03", checks.checkpoint),
         Deliverable("TensorBoard events", out / "runs" / cfg.run_name, "03", checks.tensorboard),
@@ -41,14 +42,14 @@ def deliverables(cfg: Config) -> list[Deliverable]:
         Deliverable("metrics", out / "metrics.csv", "04", checks.metrics_csv),
         Deliverable("metrics of the run", run / "metrics.json", "04", checks.metrics_json),
         Deliverable("metrics by class", run / "per_class.csv", "04", checks.per_class),
-        Deliverable("precision and recall", run / "pr_curves.png", "04", checks.image),
-        Deliverable("visualizations", out / "visualizations", "04", checks.pictures),
+        Deliverable("precision and recall", run / "pr_curves.png", "04", image),
+        Deliverable("visualizations", out / "visualizations", "04", lambda _, path: all_decode(path)),
         Deliverable("error summary", errors / "tide.json", "05", checks.tide),
         Deliverable("error table", errors / "errors.csv", "05", checks.errors_csv),
         Deliverable("error pictures", errors, "05", checks.error_pictures),
-        Deliverable("synthetic data set", synthetic_dir(cfg), "06", experiment.synthetic_set),
-        Deliverable("arms of the experiment", out / "synthetic_data" / "arms.csv", "06", experiment.arms),
-        Deliverable("effects of the arms", out / "synthetic_data" / "effects.png", "06", checks.image),
+        Deliverable("synthetic data set", synthetic_dir(cfg), "06", checks.synthetic_set),
+        Deliverable("arms of the experiment", out / "synthetic_data" / "arms.csv", "06", checks.arms),
+        Deliverable("effects of the arms", out / "synthetic_data" / "effects.png", "06", image),
         Deliverable("executed notebooks", out / "notebooks", "", checks.executed),
         Deliverable("report", out / "report", "report", checks.report),
     ]

@@ -57,7 +57,7 @@ def by_type(a: Analysis) -> str:
     """The most frequent and the most expensive type of error."""
     if not len(a.errors):
         return f"There is no error of any type: AP50 is {a.ap50:.3f}."
-    counts, of_any_score, gain = (column for _, column in a.counts().items())
+    counts, of_any_score, gain = (a.counts()[name] for name in ("at the threshold", "any score", "AP50 to gain"))
     if not len(a.shown):
         return f"There is no error at the threshold; {len(a.errors):,} predictions below it are false."
     most, dearest = counts.idxmax(), gain.idxmax()
@@ -142,18 +142,18 @@ def outcomes(a: Analysis) -> str:
 
 def by_trait(a: Analysis) -> str:
     """The traits that change recall, the largest difference first, and those whose differences may be chance."""
-    certain, chance = [], []
+    certain, chance = {}, []
     for trait, part in a.groups[a.groups["objects"] >= FEW].groupby("trait", sort=False):
         best, worst = part.loc[part["recall"].idxmax()], part.loc[part["recall"].idxmin()]
         gap = best["recall"] - worst["recall"]
         if gap > 0 and chi2_contingency([part["found"], part["objects"] - part["found"]]).pvalue < 0.01:
             groups = [f"{group['group']}: {group['recall']:.0%}" for group in (best, worst)]
-            certain.append((-gap, len(certain), f"by **{trait}** ({', '.join(groups)})"))
+            certain[f"by **{trait}** ({', '.join(groups)})"] = gap
         elif gap > 0:
             chance.append(trait)
     text = "No trait makes a difference in recall that this sample could show."
     if certain:
-        text = f"Recall differs {_join([words for *_, words in sorted(certain)])}."
+        text = f"Recall differs {_join(sorted(certain, key=certain.get, reverse=True))}."
     if chance:
         text += f" Differences by {_join(chance)} may be chance (chi-squared test, p above 0.01)."
     few = a.groups["objects"].between(1, FEW - 1).any()
@@ -227,13 +227,17 @@ def candidates(a: Analysis) -> str:
 
 def priorities(a: Analysis) -> pd.DataFrame:
     """What would gain the most AP50 if it were mended, best first, and in which class most of it; what to try."""
-    gain, counts = a.ap[list(TYPES.values())].sub(a.ap["AP50"], axis=0).fillna(0.0), a.counts()
-    table = counts[["AP50 to gain"]].rename_axis("type of error").reset_index()
-    table["AP50 then"] = tide_ap50(a) + table["AP50 to gain"]
-    table["errors at the threshold"] = counts["at the threshold"].to_numpy()
-    table["most in"] = gain.idxmax().where(gain.max() > 0, "").to_numpy()
-    table["AP50 to gain there"] = gain.max().clip(lower=0.0).to_numpy()
-    table["what to try"] = table["type of error"].map(ADVICE)
+    counts = a.counts()
+    gain = a.ap[list(TYPES.values())].sub(a.ap["AP50"], axis=0).fillna(0.0).set_axis(counts.index, axis=1)
+    columns = {
+        "AP50 to gain": counts["AP50 to gain"],
+        "AP50 then": tide_ap50(a) + counts["AP50 to gain"],
+        "errors at the threshold": counts["at the threshold"],
+        "most in": gain.idxmax().where(gain.max() > 0, ""),
+        "AP50 to gain there": gain.max().clip(lower=0.0),
+        "what to try": pd.Series(ADVICE),
+    }
+    table = pd.DataFrame(columns, counts.index.rename("type of error")).reset_index()
     table = table.sort_values("AP50 to gain", ascending=False, kind="stable", ignore_index=True)
     return table.set_axis(table.index + 1)
 

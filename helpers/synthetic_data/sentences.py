@@ -59,12 +59,11 @@ def probe(found: Probe, control: Probe) -> str:
 def arm(row: pd.Series) -> str:
     """One arm against real photos alone, and the conclusion."""
     title = ARMS[row["arm"]].title
-    title = title[0].upper() + title[1:]
-    numbers = (
-        f"**{title}** ({100 * row['share']:g} % of the real photos): AP {row['base'] + row['value']:.3f} against "
-        f"{row['base']:.3f} with real photos only, {row['value']:+.3f} (95 %: {row['low']:+.3f} to {row['high']:+.3f})"
+    gain = f"{row['value']:+.3f} (95 %: {row['low']:+.3f} to {row['high']:+.3f})"
+    return (
+        f"**{title[0].upper()}{title[1:]}** ({100 * row['share']:g} % of the real photos): AP "
+        f"{row['base'] + row['value']:.3f} against {row['base']:.3f} with real photos only, {gain}: {verdict(row)}."
     )
-    return f"{numbers}: {verdict(row)}."
 
 
 def verdict(row: pd.Series) -> str:

@@ -1,13 +1,12 @@
 """What the assignment asks for, what is there, and whether it holds: ``artifacts/grading.json`` and ``make grade``."""
 
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from helpers import cli
 from helpers.config import Config
-from helpers.files import ROOT, write_json
+from helpers.files import ROOT, UserError, write_json
 from helpers.grading import checks
 from helpers.grading.readers import Invalid, all_decode, decodable
 from helpers.synthetic_data.arms import synthetic_dir
@@ -84,7 +83,7 @@ def _reason(check: Callable[[Config, Path], None], cfg: Config, path: Path) -> s
     try:
         check(cfg, path)
         return ""
-    except Invalid as error:
+    except (Invalid, UserError) as error:
         return str(error)
     except Exception as error:  # whatever a damaged file does to its reader, the other deliverables are still graded
         return f"it cannot be read ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})"
@@ -104,5 +103,5 @@ def as_text(rows: list[dict]) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command ``python -m helpers.grading``; status 1 when something is missing or invalid."""
     rows = grade(cli.config_of("helpers.grading", "Check every deliverable of a run.", argv))
-    sys.stdout.write(as_text(rows) + "\n")
+    print(as_text(rows))
     return 0 if all(row["valid"] for row in rows) else 1

@@ -24,7 +24,7 @@ from helpers.cli import command
 from helpers.files import ROOT
 from helpers.metrics import coco_metrics
 from helpers.model import freeze, quiet, train_mode
-from helpers.pictures.grids import BLUE, ORANGE
+from helpers.pictures.colours import BLUE, ORANGE
 from helpers.train.fast_path import fold_norms
 
 SIZES, QUERIES, PHOTOS = (128, 256, 384, 512, 768), (25, 100, 400, 1600), (625, 1250, 2500, 5000)

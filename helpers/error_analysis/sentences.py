@@ -57,18 +57,17 @@ def by_type(a: Analysis) -> str:
     """The most frequent and the most expensive type of error."""
     if not len(a.errors):
         return f"There is no error of any type: AP50 is {a.ap50:.3f}."
-    counts, gain = a.counts()["at the threshold"], a.counts()["AP50 to gain"]
+    counts, of_any_score, gain = (a.counts()[name] for name in ("at the threshold", "any score", "AP50 to gain"))
     if not len(a.shown):
         return f"There is no error at the threshold; {len(a.errors):,} predictions below it are false."
-    text = f"The most frequent type at the threshold is **{counts.idxmax()}**"
-    text += f" ({counts.max():,} of {len(a.shown):,} errors)"
-    if gain.max() <= 0:
+    most, dearest = counts.idxmax(), gain.idxmax()
+    text = f"The most frequent type at the threshold is **{most}** ({counts[most]:,} of {len(a.shown):,} errors)"
+    if gain[dearest] <= 0:
         return text + "; no single type, mended alone, would raise AP50."
-    dearest = gain.idxmax()
-    price = f"{_points(gain.max())} of AP50 for its {a.counts()['any score'][dearest]:,} errors of any score"
-    if dearest == counts.idxmax():
+    price = f"{_points(gain[dearest])} of AP50 for its {of_any_score[dearest]:,} errors of any score"
+    if dearest == most:
         return f"{text}, and it is also the type that costs most: {price}."
-    return f"{text}, but what costs most is **{dearest}**: {price}, against {_points(gain[counts.idxmax()])}."
+    return f"{text}, but what costs most is **{dearest}**: {price}, against {_points(gain[most])}."
 
 
 def _false(a: Analysis) -> pd.DataFrame:
@@ -91,14 +90,14 @@ def scores(a: Analysis) -> str:
     text = f"Half of the false predictions have a score of {false['score'].median():.2f} or more{right}"
     if len(median) < 2:
         return text
-    if median.iloc[0] - median.iloc[-1] < ALIKE:
-        return f"{text} The types of error hardly differ (medians {median.iloc[-1]:.2f} to {median.iloc[0]:.2f})."
+    high, low = median.iloc[0], median.iloc[-1]
+    if high - low < ALIKE:
+        return f"{text} The types of error hardly differ (medians {low:.2f} to {high:.2f})."
     if kruskal(*by_type.values()).pvalue >= 0.01:
         return f"{text} No type of error is clearly more confident than another."
-    first, last = ((median.index[k], median.iloc[k]) for k in (0, -1))
     return (
-        f"False predictions of the type **{first[0]}** are the most confident (median score {first[1]:.2f}; "
-        f"**{last[0]}** {last[1]:.2f}){right}"
+        f"False predictions of the type **{median.index[0]}** are the most confident (median score {high:.2f}; "
+        f"**{median.index[-1]}** {low:.2f}){right}"
     )
 
 
@@ -143,18 +142,18 @@ def outcomes(a: Analysis) -> str:
 
 def by_trait(a: Analysis) -> str:
     """The traits that change recall, the largest difference first, and those whose differences may be chance."""
-    certain, chance = [], []
+    certain, chance = {}, []
     for trait, part in a.groups[a.groups["objects"] >= FEW].groupby("trait", sort=False):
         best, worst = part.loc[part["recall"].idxmax()], part.loc[part["recall"].idxmin()]
         gap = best["recall"] - worst["recall"]
         if gap > 0 and chi2_contingency([part["found"], part["objects"] - part["found"]]).pvalue < 0.01:
             groups = [f"{group['group']}: {group['recall']:.0%}" for group in (best, worst)]
-            certain.append((-gap, len(certain), f"by **{trait}** ({', '.join(groups)})"))
+            certain[f"by **{trait}** ({', '.join(groups)})"] = gap
         elif gap > 0:
             chance.append(trait)
     text = "No trait makes a difference in recall that this sample could show."
     if certain:
-        text = f"Recall differs {_join([words for *_, words in sorted(certain)])}."
+        text = f"Recall differs {_join(sorted(certain, key=certain.get, reverse=True))}."
     if chance:
         text += f" Differences by {_join(chance)} may be chance (chi-squared test, p above 0.01)."
     few = a.groups["objects"].between(1, FEW - 1).any()
@@ -228,22 +227,19 @@ def candidates(a: Analysis) -> str:
 
 def priorities(a: Analysis) -> pd.DataFrame:
     """What would gain the most AP50 if it were mended, best first, and in which class most of it; what to try."""
-    gain = a.ap[list(TYPES.values())].sub(a.ap["AP50"], axis=0).fillna(0.0)
-    rows = [
-        {
-            "type of error": name,
-            "AP50 to gain": a.delta_ap[short],
-            "AP50 then": tide_ap50(a) + a.delta_ap[short],
-            "errors at the threshold": int((a.shown["type"] == name).sum()),
-            "most in": gain[short].idxmax() if (gain[short] > 0).any() else "",
-            "AP50 to gain there": max(gain[short].max(), 0.0) if len(gain) else 0.0,
-            "what to try": ADVICE[name],
-        }
-        for name, short in TYPES.items()
-    ]
-    table = pd.DataFrame(rows).sort_values("AP50 to gain", ascending=False, kind="stable", ignore_index=True)
-    table.index += 1
-    return table
+    counts = a.counts()
+    gain = a.ap[list(TYPES.values())].sub(a.ap["AP50"], axis=0).fillna(0.0).set_axis(counts.index, axis=1)
+    columns = {
+        "AP50 to gain": counts["AP50 to gain"],
+        "AP50 then": tide_ap50(a) + counts["AP50 to gain"],
+        "errors at the threshold": counts["at the threshold"],
+        "most in": gain.idxmax().where(gain.max() > 0, ""),
+        "AP50 to gain there": gain.max().clip(lower=0.0),
+        "what to try": pd.Series(ADVICE),
+    }
+    table = pd.DataFrame(columns, counts.index.rename("type of error")).reset_index()
+    table = table.sort_values("AP50 to gain", ascending=False, kind="stable", ignore_index=True)
+    return table.set_axis(table.index + 1)
 
 
 def tide_ap50(a: Analysis) -> float:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from helpers.evaluate.comparison import Result, difference, object_counts
+from helpers.evaluate.comparison import SIZES, Result, difference, object_counts
 from helpers.evaluate.curves import Operating, most_confused
 from helpers.metrics import Detections
 
@@ -107,8 +107,8 @@ def headline(start: Result, result: Result) -> str:
 def by_size(result: Result, gt: dict) -> str:
     """Which sizes are found, and how much of the validation set they are."""
     counts = object_counts(gt)
-    known = {size: result.stats[f"mAP_{size}"] for size in ("small", "medium", "large") if counts[size] >= FEW}
-    rare = [f"{counts[size]} {size}" for size in ("small", "medium", "large") if 0 < counts[size] < FEW]
+    known = {size: result.stats[f"mAP_{size}"] for size in SIZES if counts[size] >= FEW}
+    rare = [f"{counts[size]} {size}" for size in SIZES if 0 < counts[size] < FEW]
     text = f" With {' and '.join(rare)} objects, AP of that size says little." if rare else ""
     if len(known) < 2 or max(known.values()) <= 0:
         return "There is nothing to compare by object size." + text

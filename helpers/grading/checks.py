@@ -4,7 +4,6 @@ A check takes the config and the deliverable's path, and raises ``Invalid`` with
 *neighbour* that is missing or damaged: that one has its own check.
 """
 
-import functools
 import gzip
 import math
 import re
@@ -14,13 +13,13 @@ import nbformat
 import numpy as np
 import orjson
 import pandas as pd
-from safetensors import safe_open
+from safetensors.numpy import load_file
 
 from helpers.config import Config
 from helpers.error_analysis.tide import TYPES
-from helpers.files import UserError, notebooks
+from helpers.files import notebooks
 from helpers.grading.readers import Invalid, all_decode, all_finite, decodable, must, neighbour, read_csv, read_json
-from helpers.index import CocoIndex, open_split
+from helpers.index import open_split
 from helpers.metrics import STATS, coco_metrics, ground_truth
 from helpers.train.checkpoints import damage
 
@@ -31,7 +30,7 @@ FETCHED = re.compile(r"""<(?:script|img|link|iframe)\b[^>]{0,200}\b(?:src|href)=
 def dataset(cfg: Config, path: Path) -> None:
     manifest = read_json(path / "manifest.json")
     for split in ("train2017", "val2017"):
-        index = _index(cfg, split)
+        index = open_split(cfg, split)
         counted = manifest.get("splits", {}).get(split, {}).get("images")
         there = len(index) + sum("annotation" not in row["why"] for row in index.dropped)
         must(counted == there, f"manifest.json counts {counted} photos in {split}, the annotations {there}")
@@ -43,7 +42,7 @@ def dataset(cfg: Config, path: Path) -> None:
 def data_sanity(cfg: Config, path: Path) -> None:
     counts = read_csv(path / "class_counts.csv", "class", finite=True)
     _same_classes(cfg, counts, "class_counts.csv")
-    for table in set(path.glob("*.csv")) - {path / "class_counts.csv"}:
+    for table in path.glob("*.csv"):
         read_csv(table, rows=0)
     decodable(path / "class_counts.png")
     all_decode(path)
@@ -84,24 +83,16 @@ def epochs(cfg: Config, path: Path) -> None:
         must(np.allclose(mean, table["train_loss"], rtol=1e-4), "train_loss is not the mean of losses.csv")
 
 
-def image(cfg: Config, path: Path) -> None:
-    decodable(path)
-
-
-def pictures(cfg: Config, path: Path) -> None:
-    all_decode(path)
-
-
 def checkpoint(cfg: Config, path: Path) -> None:
     labels = read_json(path / "config.json").get("id2label", {})
     names = [labels.get(str(k)) for k in range(len(labels))]
-    classes = neighbour(lambda: list(_index(cfg, "val2017").classes))
+    classes = neighbour(lambda: list(open_split(cfg, "val2017").classes))
     ours, theirs = (", ".join(map(str, each or [])) for each in (names, classes))
     must(classes in (None, names), f"it knows the classes {ours}, the data set {theirs}")
-    with safe_open(path / "model.safetensors", "np") as file:
-        must(bool(file.keys()), "model.safetensors holds no weights")
-        for key in file.keys():  # noqa: SIM118, it is no dict
-            must(np.isfinite(file.get_tensor(key)).all(), f"the weights {key} are not all finite")
+    weights = load_file(path / "model.safetensors")
+    must(bool(weights), "model.safetensors holds no weights")
+    for name, values in weights.items():
+        must(np.isfinite(values).all(), f"the weights {name} are not all finite")
     must((path / "preprocessor_config.json").is_file(), "preprocessor_config.json is missing")
     problem = damage(path)
     must(problem is None, str(problem))
@@ -143,7 +134,7 @@ def detections(cfg: Config, path: Path) -> None:
     shaped = boxes.shape == (len(found), 4)
     must(shaped and np.isfinite(boxes).all() and (boxes[:, 2:] >= 0).all(), "a box is no box")
     must(((scores >= 0) & (scores <= 1)).all(), "a score is not between 0 and 1")
-    index = neighbour(lambda: _index(cfg, "val2017"))
+    index = neighbour(lambda: open_split(cfg, "val2017"))
     if index is not None:
         stray = ids[~np.isin(ids, index.image_ids)]
         must(not len(stray), f"photo {stray[:1].tolist()} does not belong to the validation split")
@@ -209,7 +200,7 @@ def errors_csv(cfg: Config, path: Path) -> None:
     table = read_csv(path, *columns, rows=0, finite=["iou", "area"])
     must(set(table["type"]) <= set(TYPES), "a type is unknown")
     must(np.isfinite(table.loc[table["type"] != "missed", "score"]).all(), "a false prediction has no score")
-    ids = neighbour(lambda: _index(cfg, "val2017").image_ids)
+    ids = neighbour(lambda: open_split(cfg, "val2017").image_ids)
     must(ids is None or table["image_id"].isin(ids).all(), "a photo does not belong to the validation split")
 
 
@@ -219,6 +210,30 @@ def error_pictures(cfg: Config, path: Path) -> None:
         must((path / name).is_dir(), f"the folder {name}/ is missing")
         all_decode(path / name, least=int(table is not None and (table["type"] == name).any()))
     all_decode(path, deep=False)
+
+
+def synthetic_set(cfg: Config, path: Path) -> None:
+    manifest = read_json(path / "manifest.json")
+    must(manifest.get("kind") == "copy-paste", "manifest.json is of another data set")
+    photos = sorted((path / "images" / "train2017").glob("*.jpg"))
+    counted = manifest.get("photos")
+    must(len(photos) == counted, f"manifest.json counts {counted} photos, there are {len(photos)}")
+    must(bool(photos), "it holds no photo")
+    decodable(photos[0])
+    listed = len(read_json(path / "annotations" / "instances_train2017.json").get("images", ()))
+    must(listed == counted, f"manifest.json counts {counted} photos, the annotations {listed}")
+
+
+def arms(cfg: Config, path: Path) -> None:
+    table = read_csv(path, "arm", "run", "share", "seed", finite=["steps", "photos", "mAP", "mAP50"])
+    must(table["steps"].nunique() == table["photos"].nunique() == 1, "one arm was trained for longer than another")
+    must(table["mAP"].between(0, 1).all(), "mAP is not a fraction")
+    metrics = neighbour(lambda: read_csv(cfg.output_dir / "metrics.csv", "run", "checkpoint", "mAP"))
+    if metrics is None:
+        return
+    last = metrics[metrics["checkpoint"] == "last"].set_index("run")["mAP"].to_dict()
+    for run, said in zip(table["run"], table["mAP"]):
+        must(run not in last or abs(last[run] - said) < 1e-6, f"mAP of {run} is another one in metrics.csv")
 
 
 def executed(cfg: Config, path: Path) -> None:
@@ -246,22 +261,8 @@ def report(cfg: Config, path: Path) -> None:
 
 
 def _same_classes(cfg: Config, table: pd.DataFrame, name: str) -> None:
-    classes = neighbour(lambda: sorted(_index(cfg, "val2017").classes))
+    classes = neighbour(lambda: sorted(open_split(cfg, "val2017").classes))
     must(classes in (None, sorted(table["class"])), f"{name} names other classes, not those of the data set")
-
-
-def _index(cfg: Config, split: str) -> CocoIndex:
-    try:
-        return _open(cfg, split, cfg.annotation_file(split).stat().st_mtime_ns)
-    except (UserError, OSError) as error:
-        raise Invalid(str(error)) from None
-    except (KeyError, TypeError, ValueError) as error:
-        raise Invalid(f"the annotations of {split} are damaged ({error!r})") from None
-
-
-@functools.lru_cache(maxsize=4)
-def _open(cfg: Config, split: str, changed: int) -> CocoIndex:
-    return open_split(cfg, split)
 
 
 def _row(cfg: Config) -> pd.Series:
@@ -274,4 +275,4 @@ def _row(cfg: Config) -> pd.Series:
 
 def _recomputed(cfg: Config, file: Path) -> dict[str, float]:
     detections(cfg, file)
-    return coco_metrics(ground_truth(_index(cfg, "val2017")), read_json(file, list))["stats"]
+    return coco_metrics(ground_truth(open_split(cfg, "val2017")), read_json(file, list))["stats"]

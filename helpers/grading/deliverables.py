@@ -1,15 +1,14 @@
 """What the assignment asks for, what is there, and whether it holds: ``artifacts/grading.json`` and ``make grade``."""
 
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from helpers import cli
 from helpers.config import Config
-from helpers.files import ROOT, write_json
-from helpers.grading import checks, experiment
-from helpers.grading.readers import Invalid
+from helpers.files import ROOT, UserError, write_json
+from helpers.grading import checks
+from helpers.grading.readers import Invalid, all_decode, decodable
 from helpers.synthetic_data.arms import synthetic_dir
 
 
@@ -24,6 +23,7 @@ def deliverables(cfg: Config) -> list[Deliverable]:
     """All deliverables of a config's run, in the order in which the notebooks make them."""
     run, out = cfg.run_dir, cfg.output_dir
     errors = out / "error_analysis"
+    image = lambda _, path: decodable(path)
     rows = [
         Deliverable("data set", cfg.data_dir, "01", checks.dataset),
         Deliverable("data check", out / "data_sanity", "02", checks.data_sanity),
@@ -31,7 +31,7 @@ def deliverables(cfg: Config) -> list[Deliverable]:
         Deliverable("environment", run / "environment.json", "03", checks.environment_json),
         Deliverable("losses", run / "losses.csv", "03", checks.losses),
         Deliverable("epochs", run / "epochs.csv", "03", checks.epochs),
-        Deliverable("loss curves", run / "loss_curves.png", "03", checks.image),
+        Deliverable("loss curves", run / "loss_curves.png", "03", image),
         Deliverable("best checkpoint", run / "checkpoint_best", "03", checks.checkpoint),
         Deliverable("last checkpoint", run / "checkpoint_last", "03", checks.checkpoint),
         Deliverable("TensorBoard events", out / "runs" / cfg.run_name, "03", checks.tensorboard),
@@ -41,14 +41,14 @@ def deliverables(cfg: Config) -> list[Deliverable]:
         Deliverable("metrics", out / "metrics.csv", "04", checks.metrics_csv),
         Deliverable("metrics of the run", run / "metrics.json", "04", checks.metrics_json),
         Deliverable("metrics by class", run / "per_class.csv", "04", checks.per_class),
-        Deliverable("precision and recall", run / "pr_curves.png", "04", checks.image),
-        Deliverable("visualizations", out / "visualizations", "04", checks.pictures),
+        Deliverable("precision and recall", run / "pr_curves.png", "04", image),
+        Deliverable("visualizations", out / "visualizations", "04", lambda _, path: all_decode(path)),
         Deliverable("error summary", errors / "tide.json", "05", checks.tide),
         Deliverable("error table", errors / "errors.csv", "05", checks.errors_csv),
         Deliverable("error pictures", errors, "05", checks.error_pictures),
-        Deliverable("synthetic data set", synthetic_dir(cfg), "06", experiment.synthetic_set),
-        Deliverable("arms of the experiment", out / "synthetic_data" / "arms.csv", "06", experiment.arms),
-        Deliverable("effects of the arms", out / "synthetic_data" / "effects.png", "06", checks.image),
+        Deliverable("synthetic data set", synthetic_dir(cfg), "06", checks.synthetic_set),
+        Deliverable("arms of the experiment", out / "synthetic_data" / "arms.csv", "06", checks.arms),
+        Deliverable("effects of the arms", out / "synthetic_data" / "effects.png", "06", image),
         Deliverable("executed notebooks", out / "notebooks", "", checks.executed),
         Deliverable("report", out / "report", "report", checks.report),
     ]
@@ -83,7 +83,7 @@ def _reason(check: Callable[[Config, Path], None], cfg: Config, path: Path) -> s
     try:
         check(cfg, path)
         return ""
-    except Invalid as error:
+    except (Invalid, UserError) as error:
         return str(error)
     except Exception as error:  # whatever a damaged file does to its reader, the other deliverables are still graded
         return f"it cannot be read ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})"
@@ -103,5 +103,5 @@ def as_text(rows: list[dict]) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command ``python -m helpers.grading``; status 1 when something is missing or invalid."""
     rows = grade(cli.config_of("helpers.grading", "Check every deliverable of a run.", argv))
-    sys.stdout.write(as_text(rows) + "\n")
+    print(as_text(rows))
     return 0 if all(row["valid"] for row in rows) else 1

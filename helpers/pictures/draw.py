@@ -118,14 +118,9 @@ def paint(photo: Image.Image, boxes: list[Box], side: int, region=None, font_siz
     crowded = {False: named > CROWDED, True: sum(box.predicted for box in boxes if box.text) > CROWDED}
     font, taken = font_of(font_size if named <= 30 else min(font_size, 11)), []
     for box, at in sorted(zip(reversed(boxes), reversed(corners)), key=lambda pair: pair[0].width, reverse=True):
-        if box.text and not (crowded[box.predicted] and _smaller_than_label(at, box, font)):
-            _label(canvas, at, box, font, image.size, taken)
+        if box.text:
+            _label(canvas, at, box, font, image.size, taken, crowded[box.predicted])
     return image
-
-
-def _smaller_than_label(xyxy: tuple, box: Box, font) -> bool:
-    x0, y0, x1, y1 = xyxy
-    return (x1 - x0) * (y1 - y0) < (font.getlength(one_line(box.text, 36)) + 6) * (font.size + 5)
 
 
 def _size(region: tuple, side: int) -> tuple[int, int]:
@@ -170,11 +165,13 @@ def _rectangle(canvas: ImageDraw.ImageDraw, xyxy: tuple, box: Box) -> None:
                 canvas.line(line, fill=box.colour, width=box.width)
 
 
-def _label(canvas: ImageDraw.ImageDraw, xyxy: tuple, box: Box, font, size: tuple[int, int], taken: list[tuple]) -> None:
+def _label(canvas: ImageDraw.ImageDraw, xyxy: tuple, box: Box, font, size: tuple, taken: list, crowded: bool) -> None:
     """Write the text on a filled rectangle at the corner, in the picture, that hides least of the labels ``taken``."""
     text = one_line(box.text, 36)
     width, height = font.getlength(text) + 6, font.size + 5
     x0, y0, x1, y1 = xyxy
+    if crowded and (x1 - x0) * (y1 - y0) < width * height:
+        return
     above, below = [(x0, y0 - height), (x1 - width, y0 - height)], [(x0, y1), (x1 - width, y1)]
     inside = [(x0, y0), (x0, y1 - height), (x1 - width, y0), (x1 - width, y1 - height)]
     places = np.array((above + below if box.predicted else below + above) + inside)

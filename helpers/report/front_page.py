@@ -80,17 +80,17 @@ def _render(cfg: Config, side: int, rows: list[dict], executed: dict) -> str:
     run, out = cfg.run_dir, cfg.output_dir
     parts = {
         "headline": lambda: headline(cfg),
-        "losses": lambda: _figure(run / "loss_curves.png", "03_train"),
+        "losses": lambda: _figure(require(run / "loss_curves.png", "03_train")),
         "epochs": lambda: _table(run / "epochs.csv", "03_train", EPOCHS),
         "profile": lambda: profile(cfg),
-        "curves": lambda: _figure(run / "pr_curves.png", "04_evaluate"),
+        "curves": lambda: _figure(require(run / "pr_curves.png", "04_evaluate")),
         "classes": lambda: _table(run / "per_class.csv", "04_evaluate", CLASSES),
         "prices": lambda: prices(run),
         "errors": lambda: error_summary(out / "error_analysis"),
         "synthetic": lambda: experiment(out / "synthetic_data"),
         "gallery": lambda: gallery(cfg, side),
         "examples": lambda: examples(out / "visualizations", side),
-        "data": lambda: {"rows": _charts(require(out / "data_sanity", "02_sanity"), "02_sanity", DATA)},
+        "data": lambda: {"rows": _charts(require(out / "data_sanity", "02_sanity"), DATA)},
         "environment": lambda: {"rows": _flat(_json(require(run / "environment.json", "03_train")))},
         "configuration": lambda: {"rows": _flat(cfg.as_json())},
     }
@@ -118,18 +118,13 @@ def headline(cfg: Config) -> dict:
         raise UserError(f"metrics.csv has no row for the run {cfg.run_name}: run notebook 04_evaluate.")
     trained = ours[ours["checkpoint"] != "start"]
     chosen = trained[trained["checkpoint"] == cfg.checkpoint]
-    before = ours[ours["checkpoint"] == "start"].head(1).to_dict("records")
-    after = (chosen if len(chosen) else trained.tail(1)).to_dict("records")
-    shown = (cfg.run_name, after[0]["checkpoint"]) if after else None
-    columns = [name for name in METRICS if name in table]
+    both = ours[ours["checkpoint"] == "start"], chosen if len(chosen) else trained.tail(1)
+    before, after = (next(iter(part.to_dict("records")), None) for part in both)
     start = (table["checkpoint"] == "start") & (table["run"] != cfg.run_name)
-    numbers = table[["checkpoint", *columns]].apply(tuple, axis=1)
+    numbers = table[["checkpoint", *METRICS]].apply(tuple, axis=1)
     again = start & numbers.isin(numbers[ours.index])  # the same start once, however many runs begin there
     rows = table[~again].to_dict("records")
-    for row in rows:
-        row |= {"ours": (row["run"], row["checkpoint"]) == shown, "values": [row[name] for name in columns]}
-    both = {"before": before[0] if before else None, "after": after[0] if after else None}
-    return {"rows": rows, "columns": columns, **both, **_intervals(cfg)}
+    return {"rows": rows, "columns": METRICS, "before": before, "after": after, **_intervals(cfg)}
 
 
 def _intervals(cfg: Config) -> dict:
@@ -155,27 +150,24 @@ def prices(run: Path) -> dict:
     """What AP costs: every run that 04 has seen with its parameters and time, and their figure where there are two."""
     table = _table(run / "prices.csv", "04_evaluate", PRICES)
     title = {"prices": "AP against time a photo and parameters"}
-    return {**table, "charts": _charts(run, "04_evaluate", title) if len(table["rows"]) > 1 else []}
+    return {**table, "charts": _charts(run, title) if len(table["rows"]) > 1 else []}
 
 
 def error_summary(folder: Path) -> dict:
     """TIDE's numbers and the charts of the error analysis; for each kind its most telling picture."""
     tide = _json(require(folder / "tide.json", "05_error_analysis"))
-    gains = {short: float(gain) for short, gain in tide["delta_ap"].items()}
-    most = max([1e-9, *map(abs, gains.values())])
-    names, rows = {short: name for name, short in TYPES.items()}, []
-    for short, gain in gains.items():
-        row = {"kind": names.get(short, short), "gain": gain, "count": tide["counts"].get(short, "")}
-        rows.append({**row, "width": 100 * max(0.0, gain) / most})
+    gains, counts = tide["delta_ap"], tide["counts"]
+    rows = [{"kind": kind, "gain": float(gains[short]), "count": counts[short]} for kind, short in TYPES.items()]
+    most = max(row["gain"] for row in rows) or 1.0  # its bar is the longest
     first = {kind: path for kind in TYPES for path in pictures_in(folder / kind)[:1]}
-    one_each = [{**_figure(path, "05_error_analysis", 520), "caption": kind} for kind, path in first.items()]
-    return {"rows": rows, "charts": _charts(folder, "05_error_analysis", ERRORS), "examples": one_each}
+    one_each = [{**_figure(path, 520), "caption": kind} for kind, path in first.items()]
+    return {"rows": rows, "most": most, "charts": _charts(folder, ERRORS), "examples": one_each}
 
 
 def experiment(folder: Path) -> dict:
     """The arms of notebook 06 and its figures."""
     table = _table(folder / "arms.csv", "06_synthetic_data", ARMS)
-    return {**table, "charts": _charts(folder, "06_synthetic_data", SYNTHETIC)}
+    return {**table, "charts": _charts(folder, SYNTHETIC)}
 
 
 def examples(folder: Path, side: int) -> dict:
@@ -184,17 +176,17 @@ def examples(folder: Path, side: int) -> dict:
     if not paths:
         raise UserError(f"{folder.name}/ holds no picture: run notebook 04_evaluate again.")
     steps = np.unique(np.linspace(0, len(paths) - 1, min(EXAMPLES, len(paths))).astype(int))
-    return {"rows": [_figure(paths[k], "04_evaluate", side) for k in steps], "total": len(paths)}
+    return {"rows": [_figure(paths[k], side) for k in steps], "total": len(paths)}
 
 
-def _charts(folder: Path, made_by: str, titles: dict[str, str]) -> list[dict]:
+def _charts(folder: Path, titles: dict[str, str]) -> list[dict]:
     """The figures of a folder that are there, each under its title."""
-    there = [(folder / f"{name}.png", title) for name, title in titles.items() if (folder / f"{name}.png").exists()]
-    return [{**_figure(path, made_by), "caption": title} for path, title in there]
+    paths = {folder / f"{name}.png": title for name, title in titles.items()}
+    return [{**_figure(path), "caption": title} for path, title in paths.items() if path.exists()]
 
 
-def _figure(path: Path, made_by: str, side: int = 1400) -> dict:
-    return {"source": picture(require(path, made_by), side), "caption": path.stem.replace("_", " ")}
+def _figure(path: Path, side: int = 1400) -> dict:
+    return {"source": picture(path, side), "caption": path.stem.replace("_", " ")}
 
 
 def _table(path: Path, made_by: str, columns: tuple[str, ...], most: int = 80) -> dict:

@@ -3,12 +3,12 @@
 from pathlib import Path
 
 import numpy as np
-import orjson
 from PIL import Image
 
 from helpers.config import Config
 from helpers.dataset import read_image
 from helpers.files import UserError, read_table, require
+from helpers.grading.readers import neighbour, read_json
 from helpers.index import CocoIndex, open_split
 from helpers.metrics import load_detections
 from helpers.pictures.embed import jpeg
@@ -33,30 +33,20 @@ def gallery(cfg: Config, side: int = 640) -> dict:
     photos = [photo for photo in photos if photo]
     if not photos:
         raise UserError("No photo of the validation split can be read: see notebook 02_sanity.")
-    threshold = _threshold(cfg.run_dir / "metrics.json")
+    best = neighbour(lambda: float(read_json(cfg.run_dir / "metrics.json")["score_threshold"]))
+    threshold = 0.5 if best is None else round(min(max(best, FLOOR), 0.95), 2)  # 04's, where it is within the slider
     return {"classes": list(index.classes), "photos": photos, "rule": rule, "floor": FLOOR, "threshold": threshold}
-
-
-def _threshold(metrics_file: Path) -> float:
-    """The score threshold that notebook 04 chose, where it is within the slider; else 0.5."""
-    try:
-        chosen = float(orjson.loads(metrics_file.read_bytes())["score_threshold"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return 0.5
-    return round(min(max(chosen, FLOOR), 0.95), 2)
 
 
 def _choose(index: CocoIndex, photos_file: Path) -> tuple[dict[int, str], str]:
     """Positions of the photos to carry, each with a remark, and the rule in words."""
     position = {int(image_id): i for i, image_id in enumerate(index.image_ids)}
     chosen: dict[int, str] = {}
-    try:
-        table = read_table(photos_file)[["image_id", "false", "missed"]].astype(int)[::-1]  # best first in the file
+    table = neighbour(lambda: read_table(photos_file)[["image_id", "false", "missed"]].astype(int))
+    if table is not None:  # else 05 has not run: a regular selection alone
         table = table[table["image_id"].isin(position.keys()) & (table["false"] + table["missed"] > 0)]
-        for image_id, false, missed in table.head(PHOTOS // 2).itertuples(index=False):
+        for image_id, false, missed in table[::-1].head(PHOTOS // 2).itertuples(index=False):  # the file: best first
             chosen[position[image_id]] = f"The error analysis counts {false} false and {missed} missed."
-    except (OSError, ValueError, KeyError):
-        pass  # 05 has not run: a regular selection alone
     worst = len(chosen)
     for i in np.linspace(0, len(index) - 1, min(PHOTOS - worst, len(index))).astype(int):
         chosen.setdefault(int(i), "")

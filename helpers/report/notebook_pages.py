@@ -130,8 +130,6 @@ def _shrink(output, kind: str, side: int) -> None:
         return
     new_kind, content = uri.removeprefix("data:").split(";base64,")
     output["data"][new_kind] = content
-    if new_kind != kind:
-        output.metadata.pop(kind, None)
 
 
 def _widget_text(state: dict, model_id: str | None, depth: int = 0) -> str:

@@ -70,10 +70,8 @@ def select(folder: Path, only: str | None = None, start: str | None = None) -> l
     A notebook goes by its number or by its name. Raises UserError for one that is not there.
     """
     paths = notebooks(folder)
-    if not paths:
-        raise UserError(f"There is no notebook to run in {portable(folder)}/.")
     known = {key: path for path in paths for key in (path.stem[:2], path.stem, path.name)}
-    wanted = [name.strip() for name in (only or start or "").split(",") if name.strip()]
+    wanted = [start] if start else [name.strip() for name in (only or "").split(",") if name.strip()]
     for name in wanted:
         if name not in known:
             raise UserError(f"There is no notebook {name!r}; there are {', '.join(path.stem for path in paths)}.")

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import html
-
 import numpy as np
 import pandas as pd
 
+from helpers.evaluate.sentences import escaped
 from helpers.index import CocoIndex
 from helpers.synthetic_data.arms import ARMS
 from helpers.synthetic_data.probe import Probe
@@ -36,7 +35,7 @@ def balance(real: CocoIndex, synthetic: CocoIndex) -> str:
     rare, often = there[counts[0][there].argmin()], there[counts[0][there].argmax()]
     a, b = (count.sum() / max(1, len(i)) for count, i in zip(counts, (real, synthetic)))
     small = [np.mean(i.areas[~i.iscrowd] < 32**2) for i in (real, synthetic)]
-    name = lambda k: html.escape(real.classes[k])
+    name = lambda k: escaped(real.classes[k])
     return (
         f"The rarest class, {name(rare)}, is {share[0][rare]:.1%} of the real objects and {share[1][rare]:.1%} of the "
         f"synthetic ones; the most frequent, {name(often)}, {share[0][often]:.0%} and {share[1][often]:.0%}. A real "
@@ -60,12 +59,11 @@ def probe(found: Probe, control: Probe) -> str:
 def arm(row: pd.Series) -> str:
     """One arm against real photos alone, and the conclusion."""
     title = ARMS[row["arm"]].title
-    title = title[0].upper() + title[1:]
-    numbers = (
-        f"**{title}** ({100 * row['share']:g} % of the real photos): AP {row['base'] + row['value']:.3f} against "
-        f"{row['base']:.3f} with real photos only, {row['value']:+.3f} (95 %: {row['low']:+.3f} to {row['high']:+.3f})"
+    gain = f"{row['value']:+.3f} (95 %: {row['low']:+.3f} to {row['high']:+.3f})"
+    return (
+        f"**{title[0].upper()}{title[1:]}** ({100 * row['share']:g} % of the real photos): AP "
+        f"{row['base'] + row['value']:.3f} against {row['base']:.3f} with real photos only, {gain}: {verdict(row)}."
     )
-    return f"{numbers}: {verdict(row)}."
 
 
 def verdict(row: pd.Series) -> str:
@@ -87,7 +85,7 @@ def groups(effects: pd.DataFrame, names: list[str], what: str) -> str:
     if sure.empty:
         return f"Of {len(part)} comparisons by {what} none is sure."
     told = "; ".join(
-        f"{html.escape(row['group'])} {row['value']:+.3f} ({ARMS[row['arm']].title}, {100 * row['share']:g} %)"
+        f"{escaped(row['group'])} {row['value']:+.3f} ({ARMS[row['arm']].title}, {100 * row['share']:g} %)"
         for _, row in sure.sort_values("value", key=abs, ascending=False).head(6).iterrows()
     )
     return (
@@ -110,31 +108,24 @@ def shares(effects: pd.DataFrame) -> str:
     )
 
 
-def caveat(table: pd.DataFrame, photos: int) -> str:
-    """What the experiment cannot say."""
-    seeds, steps = table["seed"].nunique(), int(table["steps"].max())
-    text = f"{len(table)} runs of {steps:,} steps each, {seeds} seed{'s' * (seeds > 1)}, {photos:,} validation photos."
-    if seeds < SEEDS:
-        text += " With so few seeds the intervals say what other photos would change, not what another training would."
-    return text
-
-
-def against_start(table: pd.DataFrame, start: float) -> str:
-    """What the arms' training itself was worth; ``start`` is the untouched checkpoint's mAP."""
-    above, runs = int((table["mAP"] > start).sum()), len(table)
-    text = f"{above} of {runs} run{'s' * (runs > 1)} ended above the untouched start (mAP {start:.3f})"
-    return text + ("." if above else ": this training loses more than any of its data wins.")
-
-
 def learnt(
     effects: pd.DataFrame, table: pd.DataFrame, photos: int, classes: list[str], start: float | None = None
 ) -> str:
-    """The closing list; ``start`` is the untouched checkpoint's mAP where it is known."""
+    """The closing list, with what the experiment cannot say; ``start``: the untouched checkpoint's mAP, where known."""
     lines = [arm(row) for _, row in effects[effects["group"] == "all"].iterrows()]
     if lines:
         sizes = groups(effects, ["small", "medium", "large"], "size")
         lines += [sizes, groups(effects, classes, "class"), shares(effects)]
     else:
         lines = ["There is no arm beside real photos only to compare."]
-    lines += [] if start is None else [against_start(table, start)]
-    return "\n".join(f"- {line}" for line in [*lines, caveat(table, photos)])
+    runs, seeds, steps = len(table), table["seed"].nunique(), int(table["steps"].max())
+    if start is not None:
+        above = int((table["mAP"] > start).sum())
+        ended = f"{above} of {runs} run{'s' * (runs > 1)} ended above the untouched start (mAP {start:.3f})"
+        lines.append(ended + ("." if above else ": this training loses more than any of its data wins."))
+    sample = f"{runs} runs of {steps:,} steps each, {seeds} seed{'s' * (seeds > 1)}, {photos:,} validation photos."
+    if seeds < SEEDS:
+        sample += (
+            " With so few seeds the intervals say what other photos would change, not what another training would."
+        )
+    return "\n".join(f"- {line}" for line in [*lines, sample])

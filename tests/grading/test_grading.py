@@ -244,6 +244,7 @@ DAMAGES = [  # deliverable, file, damage, words of the reason
         edit_json(lambda v: v["splits"]["val2017"].update(images=99)),
         "counts 99 photos",
     ),
+    ("data set", "data/annotations/instances_val2017.json", absent, "run notebook 01_download"),
     ("data check", f"{A}/data_sanity/class_counts.csv", put("train2017", np.nan), "no finite number"),
     ("data check", f"{A}/data_sanity/class_counts.csv", put("class", "zebra"), "other classes"),
     ("environment", f"{RUN}/environment.json", edit_json(lambda v: v.update(packages={})), "packages"),

@@ -287,8 +287,8 @@ def test_labels_stay_inside_the_picture_and_hide_no_other(index, monkeypatch):
     placed = []
     label = draw_module._label
 
-    def spy(canvas, xyxy, box, font, size, taken):
-        label(canvas, xyxy, box, font, size, taken)
+    def spy(canvas, xyxy, box, font, size, taken, crowded):
+        label(canvas, xyxy, box, font, size, taken, crowded)
         placed[:] = [(rectangle, size) for rectangle in taken]
 
     monkeypatch.setattr(draw_module, "_label", spy)

@@ -104,6 +104,7 @@ def printed(notebook) -> str:
         (["preset=mini"], "--preset mini"),
         (["--only", "09"], "no notebook '09'"),
         (["--from", "99_x"], "no notebook '99_x'"),
+        (["--from", "02,03"], "no notebook '02,03'"),
         (["--frm", "03"], "--frm"),
         (["--only", "01", "--from", "02"], "not allowed with"),
         (["--cell-minutes", "0"], "more than 0"),

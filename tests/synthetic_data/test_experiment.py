@@ -206,8 +206,8 @@ def test_words_and_pictures_of_the_experiment(tiny_cfg, table):
     assert sentences.verdict(row.replace({0.03: -0.001, 0.01: -0.005})) == "it hurts"
     assert sentences.verdict(row.replace({-0.01: 0.001})) == "it helps"
     assert "one training" in sentences.verdict(row.replace({-0.01: 0.001, 3: 1})), "sure of what one training did"
-    odd = compared.assign(group="<b>", low=0.1, high=0.2, value=0.15)
-    assert "&lt;b&gt;" in sentences.groups(odd, ["<b>"], "class")
+    odd = compared.assign(group="<b>*", low=0.1, high=0.2, value=0.15)
+    assert r"&lt;b&gt;\*" in sentences.groups(odd, ["<b>*"], "class")
 
 
 def test_probe_sees_what_is_there(tiny_cfg):

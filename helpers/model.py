@@ -84,8 +84,9 @@ def load_detector(
     if supervised != cfg.auxiliary_loss:
         report.append(f"no auxiliary losses: {type(model).__name__} has no decoder whose layers would have one each")
     fresh: set[str] = set()
-    if class_head == "reset":
-        fresh = reset_head(model)
+    if class_head == "reset":  # of as many classes, the checkpoint's rows have been read
+        new, fresh = AutoModelForObjectDetection.from_config(model.config).state_dict(), set(class_rows(model.config))
+        model.load_state_dict({name: new[name] for name in fresh}, strict=False)
         report.append(f"class rows newly initialised in {', '.join(sorted(fresh))}")
     elif class_head == "remap" and list(theirs.id2label.values()) != list(classes):
         whole = AutoModelForObjectDetection.from_pretrained(where, **SAFE)
@@ -200,16 +201,6 @@ def remap_head(model: nn.Module, source: nn.Module, classes: tuple[str, ...], re
     return set(rows) if missing else set()
 
 
-@torch.no_grad()
-def reset_head(model: nn.Module) -> set[str]:
-    """Newly initialise every class row, as a model built from its config has them; returns the tensors' names."""
-    fresh = AutoModelForObjectDetection.from_config(model.config).state_dict()
-    rows = class_rows(model.config)
-    for name in rows:
-        model.state_dict()[name].copy_(fresh[name])
-    return set(rows)
-
-
 def backbone_of(model: nn.Module) -> nn.Module | None:
     """The backbone itself, without the projections behind it; None where the model has none (YOLOS)."""
     return next((module for name, module in model.named_modules() if BACKBONE.search(name)), None)
@@ -279,13 +270,13 @@ def loss_parts(output, config) -> dict[str, torch.Tensor]:
     The last decoder layer's parts by name (``loss_ce`` or ``loss_vfl``, ``loss_bbox``, ``loss_giou``, ...), and
     ``loss_auxiliary``: everything that the earlier layers, the encoder and the denoising queries add.
     """
-    weights = {"cardinality_error": 0.0}  # a figure to look at, not a loss
+    weights = {}
     if not hasattr(config, "weight_loss_vfl"):  # the RT-DETR family reports its parts weighted, DETR does not
-        weights |= {"loss_bbox": config.bbox_loss_coefficient, "loss_giou": config.giou_loss_coefficient}
+        weights = {"loss_bbox": config.bbox_loss_coefficient, "loss_giou": config.giou_loss_coefficient}
         weights |= {"loss_ce": getattr(config, "class_loss_coefficient", 1.0)}
     main = {
         name: value.detach() * weights.get(name, 1.0)
         for name, value in output.loss_dict.items()
-        if not re.search(r"(_\d+|_aux_\d+|_dn_\d+|_enc)$", name) and name != "cardinality_error"
+        if not re.search(r"_(\d+|enc)$", name) and name != "cardinality_error"  # a figure to look at, not a loss
     }
     return {"loss": output.loss.detach(), **main, "loss_auxiliary": output.loss.detach() - sum(main.values())}

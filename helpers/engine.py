@@ -241,10 +241,10 @@ def predict(
 
 
 def to_coco(
-    output, processor, image_ids: list[int], orig_sizes: torch.Tensor, category_ids: Sequence[int | None]
+    output, processor, image_ids: list[int], orig_sizes: list[tuple[int, int]], category_ids: Sequence[int | None]
 ) -> Detections:
-    """A model's output for a batch as COCO results, highest score first within a photo; ``orig_sizes`` [B, 2]
-    (height, width).
+    """A model's output for a batch as COCO results, highest score first within a photo; ``orig_sizes``: (height,
+    width) of each.
     """
     # once a batch, not for each photo
     output.logits, output.pred_boxes = output.logits.float().cpu(), output.pred_boxes.float().cpu()

@@ -76,11 +76,9 @@ class Preprocess:
             return {"pixel_values": None, "unreadable": unreadable}
         sizes = [sample["image"].shape[:2] for sample in samples]
         height, width = (-(-max(side) // self.multiple) * self.multiple for side in zip(*sizes))
+        images = [torch.from_numpy(sample["image"]) for sample in samples]
         padding = [(0, 0, 0, width - w, 0, height - h) for h, w in sizes]
-        images = [
-            pad(torch.from_numpy(sample["image"]), by) if any(by) else torch.from_numpy(sample["image"])
-            for sample, by in zip(samples, padding)
-        ]
+        images = [pad(image, by) if any(by) else image for image, by in zip(images, padding)]
         pixels = default_collate(images)  # [B, H, W, 3]; in a data-loader worker it stacks straight into shared memory
         boxes_cxcywh = [xyxy_to_cxcywh(sample["boxes_xyxy"], h, w) for sample, (h, w) in zip(samples, sizes)]
         return {
@@ -113,9 +111,8 @@ class Preprocess:
 
     def to_images(self, pixel_values: torch.Tensor) -> np.ndarray:
         """Back from normalised [B, 3, H, W] to uint8 [B, H, W, 3], to look at what the model sees."""
-        mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (self.mean, self.std))
-        pixels = (pixel_values.cpu() * std + mean) / self.scale
-        return pixels.round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
+        mean, std = _statistics(self, torch.device("cpu"))
+        return (pixel_values.cpu() * std + mean).round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
 
 
 @functools.lru_cache(maxsize=4)

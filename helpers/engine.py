@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -81,9 +81,9 @@ class Run:
         return getattr(self.detector.model.config, "num_queries", None)
 
     @property
-    def eval_model(self) -> nn.Module:
-        """The model that is validated and saved: the averaged weights where there are any."""
-        return self.averaged.module if self.averaged is not None else self.detector.model
+    def evaluated(self) -> Detector:
+        """The detector that is validated and saved: with the averaged weights where there are any."""
+        return self.detector if self.averaged is None else replace(self.detector, model=self.averaged.module)
 
 
 def train_epoch(run: Run, stop: Callable[[], bool], log: Callable[[dict], None]) -> None:
@@ -205,9 +205,7 @@ def eval_loader(
 
 @torch.inference_mode()
 def predict(
-    model,
-    processor,
-    preprocess: Preprocess,
+    detector: Detector,
     loader: Iterable[dict],
     category_ids: Sequence[int | None],
     device="cpu",
@@ -221,13 +219,13 @@ def predict(
     None for a class that is not asked for, whose detections are left out. Photos that cannot be read have no
     detections.
     """
-    was_training = model.training
+    model, was_training = detector.model, detector.model.training
     model.eval()
     found, sums, photos = [], {}, 0
     for batch in loader:
         if batch["pixel_values"] is None:
             continue
-        inputs = preprocess.to_device(batch, device)
+        inputs = detector.preprocess.to_device(batch, device)
         labels = inputs.pop("labels")
         with autocast():
             output = model(**inputs, labels=labels if with_loss else None)
@@ -235,7 +233,7 @@ def predict(
             for name, value in loss_parts(output, model.config).items():
                 sums[name] = sums.get(name, 0.0) + value * len(labels)
             photos += len(labels)
-        found.append(to_coco(output, processor, batch["image_ids"], batch["orig_sizes"], category_ids))
+        found.append(to_coco(output, detector.processor, batch["image_ids"], batch["orig_sizes"], category_ids))
     model.train(was_training)
     return Detections.joined(found), {name: float(value) / photos for name, value in sums.items()}
 

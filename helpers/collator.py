@@ -49,9 +49,8 @@ class Preprocess:
         """uint8 [H, W, 3] and boxes in its pixels, to the target size as the processor does it, boxes clipped to it."""
         height, width = image.shape[:2]
         new_height, new_width = self.target_size(height, width)
-        factor = np.array([new_width / width, new_height / height] * 2, dtype=np.float32)
-        limit = np.array([new_width, new_height] * 2, dtype=np.float32)
-        boxes_xyxy = np.clip(boxes_xyxy * factor, 0, limit)
+        factor = np.float32([new_width / width, new_height / height] * 2)
+        boxes_xyxy = np.clip(boxes_xyxy * factor, 0, np.float32([new_width, new_height] * 2))
         if (new_height, new_width) != (height, width):
             tensor = torch.from_numpy(image).permute(2, 0, 1)  # [3, H, W], channels last in memory: the fast path
             tensor = tv_resize(tensor, [new_height, new_width], self.interpolation, antialias=self.antialias)

@@ -178,9 +178,7 @@ def knows(config) -> dict[str, int]:
 
 @torch.no_grad()
 def remap_head(model: nn.Module, source: nn.Module, classes: tuple[str, ...], report: list[str]) -> set[str]:
-    """Copy class rows of ``source`` into ``model`` by class name; returns the names of tensors with rows left
-    untrained.
-    """
+    """Copy class rows of ``source`` into ``model`` by name; returns the names of tensors with rows left untrained."""
     index = knows(source.config)
     found = {k: index[name.lower()] for k, name in enumerate(classes) if name.lower() in index}
     missing = [name for name in classes if name.lower() not in index]
@@ -208,8 +206,7 @@ def backbone_of(model: nn.Module) -> nn.Module | None:
 
 def backbone_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """The backbone's parameters by name."""
-    backbone = backbone_of(model)
-    ours = {id(parameter) for parameter in backbone.parameters()} if backbone is not None else set()
+    ours = {id(parameter) for parameter in (backbone_of(model) or nn.Identity()).parameters()}
     return {name: parameter for name, parameter in model.named_parameters() if id(parameter) in ours}
 
 
@@ -222,14 +219,14 @@ def stage_of(name: str) -> int:
 
 
 def freeze(model: nn.Module, stages: int) -> None:
-    """Fix the first ``stages`` stages of the backbone (1: the stem; 2: stem and first stage, as DETR's paper), train
-    the rest.
+    """Fix the first ``stages`` stages of the backbone (1: stem; 2: first stage too, as DETR's paper), train the rest.
 
     The backbone's batch norms are fixed everywhere: a batch of eight is too small to learn statistics from.
     """
-    norms = {id(p) for module in _backbone_norms(model) for p in module.parameters()}
     for name, parameter in backbone_parameters(model).items():
-        parameter.requires_grad_(stage_of(name) >= stages and id(parameter) not in norms)
+        parameter.requires_grad_(stage_of(name) >= stages)
+    for module in _backbone_norms(model):
+        module.requires_grad_(False)
 
 
 def _backbone_norms(model: nn.Module) -> list[nn.Module]:
@@ -246,8 +243,7 @@ def train_mode(model: nn.Module) -> nn.Module:
 
 
 def parameter_groups(detector: Detector, cfg: Config) -> list[dict]:
-    """AdamW's groups: ``backbone`` at ``lr_backbone``, ``rest`` at ``lr``, ``new_head`` (rows that start untrained) at
-    ``lr_head``.
+    """AdamW's groups: ``backbone`` at ``lr_backbone``, ``rest`` at ``lr``, ``new_head`` (fresh rows) at ``lr_head``.
 
     Biases and norms are not decayed. Frozen parameters are in no group.
     """

@@ -194,10 +194,10 @@ def made_up_batch(size: int, photos: int) -> dict:
     ]
     return {
         "pixel_values": pixels.pin_memory() if torch.cuda.is_available() else pixels,
-        "pixel_mask": torch.ones(photos, height, size, dtype=torch.bool),
+        "sizes": [(height, size)] * photos,
         "labels": labels,
         "image_ids": list(range(photos)),
-        "orig_sizes": torch.tensor([[height, size]] * photos),
+        "orig_sizes": [(height, size)] * photos,
         "unreadable": [],
     }
 

@@ -122,7 +122,7 @@ def accuracy(lab: Lab) -> Iterator[Row]:
     for precision in lab.precisions:
         loader = eval_loader(index, detector.preprocess, 32, lab.workers)
         how = {"device": lab.device, "autocast": autocast(precision)}
-        found, _ = predict(model, detector.processor, detector.preprocess, loader, index.category_ids, **how)
+        found, _ = predict(detector, loader, index.category_ids, **how)
         scores[precision] = coco_metrics(truth, found)["stats"]["mAP"]
     bound = lab.by_size(0.003, 0.006, 0.05)  # fewer photos, more noise
     spread = max(scores.values()) - min(scores.values())
@@ -156,7 +156,7 @@ def by_heart(lab: Lab) -> Iterator[Row]:
         detector, index = run.detector, run.train
         how = {"device": lab.device, "autocast": autocast(precision)}
         loader = eval_loader(index, detector.preprocess, 8, 0)
-        found, _ = predict(detector.model, detector.processor, detector.preprocess, loader, index.category_ids, **how)
+        found, _ = predict(detector, loader, index.category_ids, **how)
         score = coco_metrics(ground_truth(index), found)["stats"]["mAP50"]
         first, last = (float(np.mean([float(row["loss"]) for row in part])) for part in (losses[:2], losses[-2:]))
         yield Row(

@@ -67,7 +67,7 @@ def ours(folder: Path, model: Path, precision: str, height: int, count: int) -> 
     batches = list(train_loader(run, 0))
     for batch in batches:  # the scenes' aspects differ: made one
         batch["pixel_values"] = torch.nn.functional.interpolate(batch["pixel_values"], (height, SIZE))
-        batch["pixel_mask"] = torch.ones(BATCH, height, SIZE, dtype=torch.bool)
+        batch["sizes"] = [(height, SIZE)] * BATCH
     if height == SIZE:
         torch.save([run.detector.preprocess.to_device(batch) for batch in batches], folder / "batches.pt")
     seconds = []

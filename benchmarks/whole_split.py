@@ -42,15 +42,8 @@ def main(argv=None) -> int:
     ):
         detector = load_checkpoint(cfg, index.classes, options.checkpoint)
         loader = eval_loader(index, detector.preprocess, cfg.batch_size, 0)
-        detections, _ = predict(
-            detector.model.to(pick_device()),
-            detector.processor,
-            detector.preprocess,
-            loader,
-            index.category_ids,
-            pick_device(),
-            autocast(cfg.precision),
-        )
+        detector.model.to(pick_device())
+        detections, _ = predict(detector, loader, index.category_ids, pick_device(), autocast(cfg.precision))
         stats = coco_metrics(ground_truth(index), detections)["stats"]
         print(
             f"| {name} | {len(index)} | {len(index.labels)} | {stats['mAP']:.4f} | {stats['mAP50']:.4f} | "

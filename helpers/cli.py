@@ -13,16 +13,12 @@ from helpers.files import UserError
 class _Parser(argparse.ArgumentParser):
     """A parser whose refusal is one sentence, without the usage above it."""
 
-    def parse_args(self, args=None, namespace=None) -> argparse.Namespace:
-        """Options and values in any order: ``epochs=3 --only 03 lr=1e-5``."""
-        return self.parse_intermixed_args(args, namespace)
-
     def error(self, message: str) -> None:
         raise UserError(f"{message[0].upper()}{message[1:]}; --help lists what there is.")
 
 
 def parser(program: str, description: str) -> argparse.ArgumentParser:
-    """A parser with the arguments that every command has."""
+    """A parser with the arguments that every command has, to be read in any order (``parse_intermixed_args``)."""
     made = _Parser(prog=f"python -m {program}", description=description, allow_abbrev=False)
     made.add_argument("--preset", default="demo", metavar="P", help="a file of notebooks/presets (default: demo)")
     made.add_argument("overrides", nargs="*", metavar="NAME=VALUE", help="any parameter, such as epochs=3")
@@ -43,7 +39,7 @@ def configure(preset: str, assignments: Sequence[str]) -> tuple[Config, dict]:
 
 def config_of(program: str, description: str, argv: Sequence[str] | None) -> Config:
     """The config that a command without options of its own is given."""
-    arguments = parser(program, description).parse_args(argv)
+    arguments = parser(program, description).parse_intermixed_args(argv)
     return configure(arguments.preset, arguments.overrides)[0]
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,9 +49,8 @@ class Preprocess:
         """uint8 [H, W, 3] and boxes in its pixels, to the target size as the processor does it, boxes clipped to it."""
         height, width = image.shape[:2]
         new_height, new_width = self.target_size(height, width)
-        factor = np.array([new_width / width, new_height / height] * 2, dtype=np.float32)
-        limit = np.array([new_width, new_height] * 2, dtype=np.float32)
-        boxes_xyxy = np.clip(boxes_xyxy * factor, 0, limit)
+        factor = np.float32([new_width / width, new_height / height] * 2)
+        boxes_xyxy = np.clip(boxes_xyxy * factor, 0, np.float32([new_width, new_height] * 2))
         if (new_height, new_width) != (height, width):
             tensor = torch.from_numpy(image).permute(2, 0, 1)  # [3, H, W], channels last in memory: the fast path
             tensor = tv_resize(tensor, [new_height, new_width], self.interpolation, antialias=self.antialias)
@@ -62,11 +60,14 @@ class Preprocess:
     def collate(self, samples: list[dict]) -> dict:
         """Samples of ``CocoDetection`` to a batch.
 
-        ``pixel_values`` uint8 [B, 3, H, W], zero where padded; ``pixel_mask`` bool [B, H, W], true on the photo (only
-        where the model pads); ``labels``: per photo ``class_labels`` int64 [n] and ``boxes``, cxcywh as fractions of
-        the photo *without* padding, float32 [n, 4] (the names that transformers asks for); ``image_ids``,
-        ``orig_sizes`` [B, 2]; ``unreadable``: ids of the photos that were left out. Without one readable photo,
+        ``pixel_values`` uint8 [B, 3, H, W], zero where padded; ``sizes``: each photo's (height, width) in it;
+        ``labels``: per photo ``class_labels`` int64 [n] and ``boxes``, cxcywh as fractions of the photo *without*
+        padding, float32 [n, 4] (the names that transformers asks for); ``image_ids``; ``orig_sizes``: (height, width)
+        before the resize; ``unreadable``: ids of the photos that were left out. Without one readable photo,
         ``pixel_values`` is None.
+
+        The pixels alone are a tensor: a data-loader worker would give each of the many small ones a file descriptor of
+        its own, where arrays are sent by value.
         """
         unreadable = [sample["image_id"] for sample in samples if sample["image"] is None]
         samples = [sample for sample in samples if sample["image"] is not None]
@@ -74,45 +75,43 @@ class Preprocess:
             return {"pixel_values": None, "unreadable": unreadable}
         sizes = [sample["image"].shape[:2] for sample in samples]
         height, width = (-(-max(side) // self.multiple) * self.multiple for side in zip(*sizes))
+        images = [torch.from_numpy(sample["image"]) for sample in samples]
         padding = [(0, 0, 0, width - w, 0, height - h) for h, w in sizes]
-        images = [
-            pad(torch.from_numpy(sample["image"]), by) if any(by) else torch.from_numpy(sample["image"])
-            for sample, by in zip(samples, padding)
-        ]
+        images = [pad(image, by) if any(by) else image for image, by in zip(images, padding)]
         pixels = default_collate(images)  # [B, H, W, 3]; in a data-loader worker it stacks straight into shared memory
         boxes_cxcywh = [xyxy_to_cxcywh(sample["boxes_xyxy"], h, w) for sample, (h, w) in zip(samples, sizes)]
-        batch = Batch(
-            pixel_values=pixels.permute(0, 3, 1, 2),  # [B, 3, H, W]
-            labels=[
-                {"class_labels": torch.from_numpy(sample["class_labels"]), "boxes": torch.from_numpy(boxes)}
-                for sample, boxes in zip(samples, boxes_cxcywh)
-            ],
-            image_ids=[sample["image_id"] for sample in samples],
-            orig_sizes=torch.tensor([sample["orig_size"] for sample in samples]),
-            unreadable=unreadable,
-        )
-        if self.keep_aspect:
-            batch["pixel_mask"] = _masks(sizes, height, width)
-        return batch
+        return {
+            "pixel_values": pixels.permute(0, 3, 1, 2),  # [B, 3, H, W]
+            "sizes": sizes,
+            "labels": [{"class_labels": s["class_labels"], "boxes": b} for s, b in zip(samples, boxes_cxcywh)],
+            "image_ids": [sample["image_id"] for sample in samples],
+            "orig_sizes": [sample["orig_size"] for sample in samples],
+            "unreadable": unreadable,
+        }
 
     def to_device(self, batch: dict, device: torch.device | str = "cpu") -> dict:
-        """The model's inputs on ``device``: pixels scaled and normalised there, padding zero as the processor's."""
+        """The model's inputs on ``device``: pixels scaled and normalised there, padding zero as the processor's.
+
+        ``pixel_mask`` int64 [B, H, W], one on the photo: only where the model pads.
+        """
         mean, std = _statistics(self, torch.device(device))
         pixels = batch["pixel_values"].to(device, non_blocking=True).float()
         pixels = pixels.sub_(mean).div_(std)  # in place: on a CPU, new memory costs more than the sum
         move = {"device": device, "non_blocking": True}
-        inputs = {"labels": [{name: value.to(**move) for name, value in label.items()} for label in batch["labels"]]}
-        if "pixel_mask" in batch:
-            mask = batch["pixel_mask"].to(device, non_blocking=True)
+        labels = [{name: torch.as_tensor(v).to(**move) for name, v in label.items()} for label in batch["labels"]]
+        inputs = {"pixel_values": pixels, "labels": labels}
+        if self.keep_aspect:
+            heights, widths = torch.tensor(batch["sizes"]).to(**move)[..., None, None].unbind(1)  # [B, 1, 1] each
+            rows, columns = (torch.arange(side, device=device) for side in pixels.shape[2:])
+            mask = (rows[:, None] < heights) & (columns < widths)  # [B, H, W]
+            pixels.mul_(mask[:, None])
             inputs["pixel_mask"] = mask.long()  # as the processor gives it
-            pixels = pixels.mul_(mask[:, None])
-        return {"pixel_values": pixels, **inputs}
+        return inputs
 
     def to_images(self, pixel_values: torch.Tensor) -> np.ndarray:
         """Back from normalised [B, 3, H, W] to uint8 [B, H, W, 3], to look at what the model sees."""
-        mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (self.mean, self.std))
-        pixels = (pixel_values.cpu() * std + mean) / self.scale
-        return pixels.round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
+        mean, std = _statistics(self, torch.device("cpu"))
+        return (pixel_values.cpu() * std + mean).round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
 
 
 @functools.lru_cache(maxsize=4)
@@ -122,41 +121,6 @@ def _statistics(preprocess: Preprocess, device: torch.device) -> tuple[torch.Ten
     """
     mean, std = (torch.tensor(values, device=device).view(1, 3, 1, 1) for values in (preprocess.mean, preprocess.std))
     return mean / preprocess.scale, std / preprocess.scale
-
-
-def _masks(sizes: Sequence[tuple[int, int]], height: int, width: int) -> torch.Tensor:
-    """[B, height, width] bool, true on each photo's (height, width) in ``sizes``."""
-    masks = torch.zeros(len(sizes), height, width, dtype=torch.bool)
-    for mask, (h, w) in zip(masks, sizes):
-        mask[:h, :w] = True
-    return masks
-
-
-class Batch(dict):
-    """A batch that leaves its data-loader worker quickly: the pixels in shared memory, all else by value.
-
-    PyTorch would give each of the many small tensors a file descriptor of its own. Of the masks, the photos' sizes are
-    sent.
-    """
-
-    def __reduce__(self):
-        small = {
-            "labels": [{name: value.numpy() for name, value in label.items()} for label in self["labels"]],
-            "orig_sizes": self["orig_sizes"].numpy(),
-        }
-        if "pixel_mask" in self:
-            small["pixel_mask"] = torch.stack(
-                [self["pixel_mask"][:, :, 0].sum(1), self["pixel_mask"][:, 0].sum(1)], dim=1
-            ).numpy()
-        return _received, ({**self, **small},)
-
-
-def _received(batch: dict) -> Batch:
-    batch["labels"] = [{name: torch.from_numpy(value) for name, value in label.items()} for label in batch["labels"]]
-    batch["orig_sizes"] = torch.from_numpy(batch["orig_sizes"])
-    if "pixel_mask" in batch:
-        batch["pixel_mask"] = _masks(batch["pixel_mask"], *batch["pixel_values"].shape[2:])
-    return Batch(batch)
 
 
 def read_processor(processor) -> Preprocess:

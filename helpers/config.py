@@ -145,7 +145,7 @@ class Config(pydantic.BaseModel):
     def describe(self) -> pd.DataFrame:
         """A row per parameter, with a mark where the value is not the preset's."""
         ours = self.as_json()
-        theirs = load_config(self.preset, **{k: ours[k] for k in ("coco_root",) if ours[k]}).as_json()
+        theirs = load_config(self.preset, coco_root=ours["coco_root"] or None).as_json()
         changed = ["" if value == theirs[name] else "changed" for name, value in ours.items()]
         return pd.DataFrame({"value": map(as_text, ours.values()), "": changed}, index=list(ours))
 

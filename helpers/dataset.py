@@ -20,15 +20,13 @@ def read_image(path: Path, height: int, width: int) -> np.ndarray:
     """
     try:
         with Image.open(path) as file:  # reads the header only, and refuses a size that would fill the memory
-            if file.format == "JPEG" and file.mode == "RGB" and (file.height, file.width) == (height, width):
+            if file.format == "JPEG" and file.mode == "RGB" and file.size == (width, height):
                 image = _decode_plain_jpeg(path)
                 if image is not None and image.shape == (height, width, 3):
                     return image
             file.load()
-            image = file
-            if (image.height, image.width) != (height, width):
-                image = ImageOps.exif_transpose(image)
-            if (image.height, image.width) != (height, width):
+            image = file if file.size == (width, height) else ImageOps.exif_transpose(file)
+            if image.size != (width, height):
                 size = f"{image.width} x {image.height}"
                 raise OSError(f"{path.name} is {size} pixels, its record says {width} x {height}")
             if image.mode[0] in "IF":  # more than 8 bits a pixel; convert("RGB") would clip instead of scale

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -75,15 +75,13 @@ class Run:
 
     @property
     def most_objects(self) -> int | None:
-        """So many objects of a photo are learnt from: Q queries can be taught no more, and D-FINE's memory grows with
-        their square.
-        """
+        """Objects of a photo that are learnt from: Q queries are taught no more, and memory grows with their square."""
         return getattr(self.detector.model.config, "num_queries", None)
 
     @property
-    def eval_model(self) -> nn.Module:
-        """The model that is validated and saved: the averaged weights where there are any."""
-        return self.averaged.module if self.averaged is not None else self.detector.model
+    def evaluated(self) -> Detector:
+        """The detector that is validated and saved: with the averaged weights where there are any."""
+        return self.detector if self.averaged is None else replace(self.detector, model=self.averaged.module)
 
 
 def train_epoch(run: Run, stop: Callable[[], bool], log: Callable[[dict], None]) -> None:
@@ -188,16 +186,13 @@ def train_loader(run: Run, epoch: int, start: int = 0) -> DataLoader:
     batches = epoch_batches(run.train, cfg.batch_size * world, cfg.seed, epoch)[start:]
     batches = [batch[rank::world] for batch in batches]
     options = {"augment": augmentation(cfg.augment), "seed": cfg.seed, "epoch": epoch, "most_objects": run.most_objects}
-    options["paste"] = run.paste
-    return photo_loader(run.train, run.detector.preprocess, batches, cfg.num_workers, **options)
+    return photo_loader(run.train, run.detector.preprocess, batches, cfg.num_workers, paste=run.paste, **options)
 
 
 def eval_loader(
     index: CocoIndex, preprocess: Preprocess, batch_size: int, num_workers: int, share: slice = slice(None)
 ) -> DataLoader:
-    """A ``share`` of the batches of a split without augmentation; photos of like shape together, so that little is
-    padding.
-    """
+    """A ``share`` of a split's batches, not augmented; photos of like shape together, so that little is padding."""
     order = np.argsort(index.widths / index.heights, kind="stable")
     batches = [order[k : k + batch_size] for k in range(0, len(order), batch_size)]
     return photo_loader(index, preprocess, batches[share], num_workers)
@@ -205,9 +200,7 @@ def eval_loader(
 
 @torch.inference_mode()
 def predict(
-    model,
-    processor,
-    preprocess: Preprocess,
+    detector: Detector,
     loader: Iterable[dict],
     category_ids: Sequence[int | None],
     device="cpu",
@@ -218,16 +211,15 @@ def predict(
 
     Every query is kept (threshold 0: average precision needs the low scores too); boxes are in the original photo's
     pixels, category and image ids are COCO's. ``category_ids`` holds the category of each of the model's classes, or
-    None for a class that is not asked for, whose detections are left out. Photos that cannot be read have no
-    detections.
+    None for a class that is not asked for, whose detections are left out. A photo that cannot be read has none.
     """
-    was_training = model.training
+    model, was_training = detector.model, detector.model.training
     model.eval()
     found, sums, photos = [], {}, 0
     for batch in loader:
         if batch["pixel_values"] is None:
             continue
-        inputs = preprocess.to_device(batch, device)
+        inputs = detector.preprocess.to_device(batch, device)
         labels = inputs.pop("labels")
         with autocast():
             output = model(**inputs, labels=labels if with_loss else None)
@@ -235,17 +227,15 @@ def predict(
             for name, value in loss_parts(output, model.config).items():
                 sums[name] = sums.get(name, 0.0) + value * len(labels)
             photos += len(labels)
-        found.append(to_coco(output, processor, batch["image_ids"], batch["orig_sizes"], category_ids))
+        found.append(to_coco(output, detector.processor, batch["image_ids"], batch["orig_sizes"], category_ids))
     model.train(was_training)
     return Detections.joined(found), {name: float(value) / photos for name, value in sums.items()}
 
 
 def to_coco(
-    output, processor, image_ids: list[int], orig_sizes: torch.Tensor, category_ids: Sequence[int | None]
+    output, processor, image_ids: list[int], orig_sizes: list[tuple[int, int]], category_ids: Sequence[int | None]
 ) -> Detections:
-    """A model's output for a batch as COCO results, highest score first within a photo; ``orig_sizes`` [B, 2]
-    (height, width).
-    """
+    """A batch's output as COCO results, highest score first within a photo; ``orig_sizes``: (height, width) of each."""
     # once a batch, not for each photo
     output.logits, output.pred_boxes = output.logits.float().cpu(), output.pred_boxes.float().cpu()
     results = processor.post_process_object_detection(output, threshold=0.0, target_sizes=orig_sizes)

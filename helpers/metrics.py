@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from itertools import chain
 from operator import itemgetter
 from pathlib import Path
@@ -54,12 +54,11 @@ def numbered(gt: dict, detections: Sequence[dict]) -> tuple[dict, Detections]:
     a number that is none of theirs.
     """
     owners = {"image_id": "images", "category_id": "categories"}
-    ids = {name: column(gt[kind], "id", np.int64) for name, kind in owners.items()}
+    ids = {name: column(gt[kind], "id") for name, kind in owners.items()}
 
     def number(name: str, values: np.ndarray) -> np.ndarray:
-        known = np.unique(ids[name])
-        at = np.searchsorted(known, values)
-        return np.where(known[at.clip(max=len(known) - 1)] == values, at, len(known)) + 1
+        at = pd.Index(np.unique(ids[name])).get_indexer(values)  # -1: none of them
+        return np.where(at < 0, len(ids[name]), at) + 1
 
     truth, found = (
         replace(table, **{name: number(name, getattr(table, name)) for name in owners})
@@ -124,6 +123,14 @@ def _mean(values: np.ndarray) -> float:
 class Records(Sequence):
     """Columns of n numbers (``bbox`` [n, 4], in pixels) that can be read like the list of dicts they stand for."""
 
+    @classmethod
+    def of(cls, records: Sequence[dict]):
+        """From COCO's list of dicts; an annotation without ``area`` has none, one without ``iscrowd`` is an object.
+
+        Raises KeyError, TypeError or ValueError where a record lacks another number.
+        """
+        return records if isinstance(records, cls) else cls(*(column(records, each.name) for each in fields(cls)))
+
     def __len__(self) -> int:
         return len(self.image_id)
 
@@ -147,16 +154,6 @@ class Annotations(Records):
     area: np.ndarray
     iscrowd: np.ndarray  # 0 or 1
 
-    @classmethod
-    def of(cls, records: Sequence[dict]) -> Annotations:
-        """From COCO's list of dicts; an annotation without ``area`` has none, one without ``iscrowd`` is an object."""
-        if isinstance(records, cls):
-            return records
-        ids = (column(records, name, np.int64) for name in ("id", "image_id", "category_id"))
-        area = np.array([record.get("area", 0) for record in records], float)
-        crowd = np.array([bool(record.get("iscrowd", 0)) for record in records], int)
-        return cls(*ids, bboxes(records), area, crowd)
-
 
 @dataclass(frozen=True, eq=False)
 class Detections(Records):
@@ -166,14 +163,6 @@ class Detections(Records):
     category_id: np.ndarray
     bbox: np.ndarray
     score: np.ndarray
-
-    @classmethod
-    def of(cls, records: Sequence[dict]) -> Detections:
-        """From a COCO results list. Raises KeyError, TypeError or ValueError where a record lacks a number."""
-        if isinstance(records, cls):
-            return records
-        ids = (column(records, name, np.int64) for name in ("image_id", "category_id"))
-        return cls(*ids, bboxes(records), column(records, "score", float))
 
     @classmethod
     def joined(cls, parts: Sequence[Detections]) -> Detections:
@@ -190,12 +179,13 @@ class Detections(Records):
         return np.column_stack([self.image_id, self.bbox, self.score, self.category_id])
 
 
-def column(records: Sequence[dict], name: str, kind) -> np.ndarray:
-    """``name`` of each record, a number, [n]."""
-    return np.fromiter(map(itemgetter(name), records), kind, len(records))
-
-
-def bboxes(records: Sequence[dict]) -> np.ndarray:
-    """``bbox`` of records with four numbers each, [n, 4]."""
-    numbers = chain.from_iterable(map(itemgetter("bbox"), records))
-    return np.fromiter(numbers, float, 4 * len(records)).reshape(-1, 4)
+def column(records: Sequence[dict], name: str) -> np.ndarray:
+    """``name`` of each record, [n], or [n, 4] of ``bbox``."""
+    if name == "area":
+        return np.array([record.get("area", 0) for record in records], float)
+    if name == "iscrowd":
+        return np.array([bool(record.get("iscrowd", 0)) for record in records], int)
+    values = map(itemgetter(name), records)
+    if name == "bbox":
+        return np.fromiter(chain.from_iterable(values), float, 4 * len(records)).reshape(-1, 4)
+    return np.fromiter(values, float if name == "score" else np.int64, len(records))

@@ -84,8 +84,9 @@ def load_detector(
     if supervised != cfg.auxiliary_loss:
         report.append(f"no auxiliary losses: {type(model).__name__} has no decoder whose layers would have one each")
     fresh: set[str] = set()
-    if class_head == "reset":
-        fresh = reset_head(model)
+    if class_head == "reset":  # of as many classes, the checkpoint's rows have been read
+        new, fresh = AutoModelForObjectDetection.from_config(model.config).state_dict(), set(class_rows(model.config))
+        model.load_state_dict({name: new[name] for name in fresh}, strict=False)
         report.append(f"class rows newly initialised in {', '.join(sorted(fresh))}")
     elif class_head == "remap" and list(theirs.id2label.values()) != list(classes):
         whole = AutoModelForObjectDetection.from_pretrained(where, **SAFE)
@@ -177,9 +178,7 @@ def knows(config) -> dict[str, int]:
 
 @torch.no_grad()
 def remap_head(model: nn.Module, source: nn.Module, classes: tuple[str, ...], report: list[str]) -> set[str]:
-    """Copy class rows of ``source`` into ``model`` by class name; returns the names of tensors with rows left
-    untrained.
-    """
+    """Copy class rows of ``source`` into ``model`` by name; returns the names of tensors with rows left untrained."""
     index = knows(source.config)
     found = {k: index[name.lower()] for k, name in enumerate(classes) if name.lower() in index}
     missing = [name for name in classes if name.lower() not in index]
@@ -200,16 +199,6 @@ def remap_head(model: nn.Module, source: nn.Module, classes: tuple[str, ...], re
     return set(rows) if missing else set()
 
 
-@torch.no_grad()
-def reset_head(model: nn.Module) -> set[str]:
-    """Newly initialise every class row, as a model built from its config has them; returns the tensors' names."""
-    fresh = AutoModelForObjectDetection.from_config(model.config).state_dict()
-    rows = class_rows(model.config)
-    for name in rows:
-        model.state_dict()[name].copy_(fresh[name])
-    return set(rows)
-
-
 def backbone_of(model: nn.Module) -> nn.Module | None:
     """The backbone itself, without the projections behind it; None where the model has none (YOLOS)."""
     return next((module for name, module in model.named_modules() if BACKBONE.search(name)), None)
@@ -217,8 +206,7 @@ def backbone_of(model: nn.Module) -> nn.Module | None:
 
 def backbone_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """The backbone's parameters by name."""
-    backbone = backbone_of(model)
-    ours = {id(parameter) for parameter in backbone.parameters()} if backbone is not None else set()
+    ours = {id(parameter) for parameter in (backbone_of(model) or nn.Identity()).parameters()}
     return {name: parameter for name, parameter in model.named_parameters() if id(parameter) in ours}
 
 
@@ -231,14 +219,14 @@ def stage_of(name: str) -> int:
 
 
 def freeze(model: nn.Module, stages: int) -> None:
-    """Fix the first ``stages`` stages of the backbone (1: the stem; 2: stem and first stage, as DETR's paper), train
-    the rest.
+    """Fix the first ``stages`` stages of the backbone (1: stem; 2: first stage too, as DETR's paper), train the rest.
 
     The backbone's batch norms are fixed everywhere: a batch of eight is too small to learn statistics from.
     """
-    norms = {id(p) for module in _backbone_norms(model) for p in module.parameters()}
     for name, parameter in backbone_parameters(model).items():
-        parameter.requires_grad_(stage_of(name) >= stages and id(parameter) not in norms)
+        parameter.requires_grad_(stage_of(name) >= stages)
+    for module in _backbone_norms(model):
+        module.requires_grad_(False)
 
 
 def _backbone_norms(model: nn.Module) -> list[nn.Module]:
@@ -255,8 +243,7 @@ def train_mode(model: nn.Module) -> nn.Module:
 
 
 def parameter_groups(detector: Detector, cfg: Config) -> list[dict]:
-    """AdamW's groups: ``backbone`` at ``lr_backbone``, ``rest`` at ``lr``, ``new_head`` (rows that start untrained) at
-    ``lr_head``.
+    """AdamW's groups: ``backbone`` at ``lr_backbone``, ``rest`` at ``lr``, ``new_head`` (fresh rows) at ``lr_head``.
 
     Biases and norms are not decayed. Frozen parameters are in no group.
     """
@@ -279,13 +266,13 @@ def loss_parts(output, config) -> dict[str, torch.Tensor]:
     The last decoder layer's parts by name (``loss_ce`` or ``loss_vfl``, ``loss_bbox``, ``loss_giou``, ...), and
     ``loss_auxiliary``: everything that the earlier layers, the encoder and the denoising queries add.
     """
-    weights = {"cardinality_error": 0.0}  # a figure to look at, not a loss
+    weights = {}
     if not hasattr(config, "weight_loss_vfl"):  # the RT-DETR family reports its parts weighted, DETR does not
-        weights |= {"loss_bbox": config.bbox_loss_coefficient, "loss_giou": config.giou_loss_coefficient}
+        weights = {"loss_bbox": config.bbox_loss_coefficient, "loss_giou": config.giou_loss_coefficient}
         weights |= {"loss_ce": getattr(config, "class_loss_coefficient", 1.0)}
     main = {
         name: value.detach() * weights.get(name, 1.0)
         for name, value in output.loss_dict.items()
-        if not re.search(r"(_\d+|_aux_\d+|_dn_\d+|_enc)$", name) and name != "cardinality_error"
+        if not re.search(r"_(\d+|enc)$", name) and name != "cardinality_error"  # a figure to look at, not a loss
     }
     return {"loss": output.loss.detach(), **main, "loss_auxiliary": output.loss.detach() - sum(main.values())}

@@ -38,32 +38,23 @@ def decoder_norm_aside(model: nn.Module) -> None:
     transformers 5.23 writes the norm that is meant for the auxiliary outputs over the decoder's state, so that the next
     layer reads the normed state and the last one is normed twice. The original appends ``norm(output)`` and goes on
     with ``output`` (https://github.com/facebookresearch/detr/blob/main/models/transformer.py, ``TransformerDecoder``).
-    Here whatever reads the state is handed the last layer's own output: where a transformers without the fault, or a
-    decoder without auxiliary outputs, hands it that anyway, nothing changes.
+    Here the norm's output remembers what it is the norm of, and whatever reads the state is handed that: where a
+    transformers without the fault, or a decoder without auxiliary outputs, hands on the raw state, nothing changes.
     """
     for decoder in model.modules():
         if type(decoder).__name__ in ("DetrDecoder", "ConditionalDetrDecoder"):
-            _hand_on_raw_state(decoder)
+            decoder.layernorm.register_forward_hook(_remember_input)
+            for reader in (decoder.layernorm, *decoder.layers, getattr(decoder, "query_scale", None)):
+                if reader is not None:
+                    reader.register_forward_pre_hook(_read_raw)
 
 
-def _hand_on_raw_state(decoder: nn.Module) -> None:
-    state: list[torch.Tensor] = []  # the output of the layer before
-    forget = lambda *_: state.clear()
+def _remember_input(_: nn.Module, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
+    output.raw = inputs[0]
 
-    def keep(_, __, output) -> None:
-        state[:] = [output[0] if isinstance(output, tuple) else output]
 
-    def raw(_, inputs):
-        return (state[0], *inputs[1:]) if state else None
-
-    decoder.register_forward_pre_hook(forget)
-    decoder.register_forward_hook(forget)  # else it would keep the graph alive
-    for layer in decoder.layers:
-        layer.register_forward_pre_hook(raw)
-        layer.register_forward_hook(keep)
-    for reader in (decoder.layernorm, getattr(decoder, "query_scale", None)):
-        if reader is not None:
-            reader.register_forward_pre_hook(raw)
+def _read_raw(_: nn.Module, inputs: tuple) -> tuple:
+    return (getattr(inputs[0], "raw", inputs[0]), *inputs[1:])
 
 
 def denoising_with_its_losses(model: nn.Module) -> None:
@@ -97,8 +88,7 @@ def _forward_in_fp32(self: nn.Module, *inputs):
 
 
 def _anchors_in_fp32(self: nn.Module, *args, **kwargs):
-    dtype = kwargs.pop("dtype", torch.float32)
-    return type(self).generate_anchors(self, *args, dtype=torch.float32 if dtype in HALF else dtype, **kwargs)
+    return type(self).generate_anchors(self, *args, **kwargs | {"dtype": torch.float32})
 
 
 def _as_fp32(values):
@@ -151,9 +141,6 @@ def _forward_without_asking(self: nn.Module, *args, **kwargs):
 
 class _NothingIsAsked(TorchFunctionMode):
     def __torch_function__(self, function, types_, args=(), kwargs=None):
-        return _Finite() if function is torch.isfinite else function(*args, **(kwargs or {}))
-
-
-class _Finite:
-    def all(self) -> bool:
-        return True
+        if function is torch.isfinite:
+            return types.SimpleNamespace(all=lambda: True)  # the answer, without a look
+        return function(*args, **(kwargs or {}))

@@ -4,7 +4,6 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pandas as pd
-import torch
 from matplotlib.figure import Figure
 
 from helpers.augment import augmentation
@@ -56,10 +55,7 @@ def drawn_back(batch: dict, preprocess: Preprocess, classes: tuple[str, ...]) ->
     images = preprocess.to_images(batch["pixel_values"])
     if "pixel_mask" in batch:
         images = images * batch["pixel_mask"].numpy().astype(np.uint8)[..., None]
-        sizes = [(int(mask[:, 0].sum()), int(mask[0].sum())) for mask in batch["pixel_mask"]]
-    else:
-        sizes = [images.shape[1:3]] * len(images)
-    boxes = [cxcywh_to_xyxy(label["boxes"], *size).numpy() for label, size in zip(batch["labels"], sizes)]
+    boxes = [cxcywh_to_xyxy(label["boxes"], *size).numpy() for label, size in zip(batch["labels"], batch["sizes"])]
     return images, boxes, [[classes[k] for k in label["class_labels"].tolist()] for label in batch["labels"]]
 
 
@@ -83,8 +79,8 @@ def oracle_detections(index: CocoIndex, preprocess: Preprocess) -> list[dict]:
     detections, dataset = [], CocoDetection(index, preprocess.resize)
     for start in range(0, len(index), 16):
         batch = preprocess.collate([dataset[i] for i in range(start, min(start + 16, len(index)))])
-        for image_id, (height, width), label in zip(batch["image_ids"], batch["orig_sizes"].tolist(), batch["labels"]):
-            bbox = xyxy_to_xywh(cxcywh_to_xyxy(label["boxes"].to(torch.float64), height, width)).tolist()
+        for image_id, (height, width), label in zip(batch["image_ids"], batch["orig_sizes"], batch["labels"]):
+            bbox = xyxy_to_xywh(cxcywh_to_xyxy(label["boxes"].astype(float), height, width)).tolist()
             for k, box in zip(label["class_labels"].tolist(), bbox):
                 row = {"image_id": image_id, "category_id": index.category_ids[k], "bbox": box, "score": 1.0}
                 detections.append(row)

@@ -86,26 +86,22 @@ def test_padding_changes_neither_boxes_nor_pixels(photos):
 
 @pytest.mark.parametrize("kind", ["detr", "d-fine"])
 def test_batch_from_a_worker_is_the_same(kind, photos):
-    """Masks and small tensors are not sent as they are; what arrives must be what was made, and of the same types."""
+    """What arrives must be what was made, and of the same types; only the pixels take a file descriptor."""
     preprocess = read_processor(PROCESSORS[kind])
     resized = [
         {**p, **dict(zip(("image", "boxes_xyxy"), preprocess.resize(p["image"], p["boxes_xyxy"])))} for p in photos
     ]
     here = preprocess.collate(resized)
     (there,) = torch.utils.data.DataLoader(resized, batch_size=4, num_workers=1, collate_fn=preprocess.collate)
-    assert list(here) == list(there) and ("pixel_mask" in here) == (kind == "detr")
-    for name, value in here.items():
-        pairs = [(value, there[name])]
-        if name == "labels":
-            pairs = [
-                (one[key], other[key])
-                for one, other in zip(value, there[name], strict=True)
-                for key in ("class_labels", "boxes")
-            ]
-        for one, other in pairs:
-            assert one == other if not torch.is_tensor(one) else one.dtype == other.dtype and torch.equal(one, other), (
-                name
-            )
+    assert list(here) == list(there) and torch.equal(here["pixel_values"], there["pixel_values"])
+    assert [name for name, value in there.items() if torch.is_tensor(value)] == ["pixel_values"]
+    for name in here.keys() - {"pixel_values", "labels"}:
+        assert here[name] == there[name], name
+    for one, other in zip(here["labels"], there["labels"], strict=True):
+        for name in ("class_labels", "boxes"):
+            assert one[name].dtype == other[name].dtype and np.array_equal(one[name], other[name])
+    inputs = preprocess.to_device(there)
+    assert ("pixel_mask" in inputs) == (kind == "detr") and inputs["labels"][0]["boxes"].dtype == torch.float32
     unreadable = [{"image": None, "image_id": key} for key in (5, 6)]
     (nothing,) = torch.utils.data.DataLoader(unreadable, batch_size=2, num_workers=1, collate_fn=preprocess.collate)
     assert nothing == {"pixel_values": None, "unreadable": [5, 6]}
@@ -121,7 +117,7 @@ def test_padding_to_a_multiple_is_padding(photos):
         for photo in photos:
             image, boxes_xyxy = preprocess.resize(photo["image"], photo["boxes_xyxy"])
             resized.append({**photo, "image": image, "boxes_xyxy": boxes_xyxy})
-        batches.append(preprocess.collate(resized))
+        batches.append(preprocess.to_device(preprocess.collate(resized)))
     narrow, padded = (batch["pixel_values"].shape[2:] for batch in batches)
     assert narrow == (160, 160) and padded == (192, 192)
     assert torch.equal(batches[0]["pixel_values"], batches[1]["pixel_values"][..., :160, :160])

@@ -366,7 +366,7 @@ def test_options_and_values_in_any_order():
     """``epochs=3 --only 03 lr=1e-5`` ended in "Unrecognized arguments"."""
     parser = cli.parser("helpers.run", "")
     parser.add_argument("--only")
-    found = parser.parse_args(["epochs=3", "--only", "03", "lr=1e-5", "--preset", "mini", "seed=1"])
+    found = parser.parse_intermixed_args(["epochs=3", "--only", "03", "lr=1e-5", "--preset", "mini", "seed=1"])
     assert (found.overrides, found.only, found.preset) == (["epochs=3", "lr=1e-5", "seed=1"], "03", "mini")
     with pytest.raises(UserError, match="--nope"):
-        parser.parse_args(["epochs=3", "--nope", "a=1"])
+        parser.parse_intermixed_args(["epochs=3", "--nope", "a=1"])

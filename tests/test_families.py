@@ -187,7 +187,7 @@ def test_saved_folder_gives_the_same_boxes_in_a_pipeline(loaded, tmp_path):
         photo["image"] = np.ascontiguousarray(photo["image"][:128, : 96 if loaded.preprocess.keep_aspect else 128])
         photo["orig_size"] = photo["image"].shape[:2]
         batch = loaded.preprocess.collate([photo])
-        ours, _ = predict(loaded.model, loaded.processor, loaded.preprocess, [batch], ids)
+        ours, _ = predict(loaded, [batch], ids)
         corners = np.hstack([ours.bbox[:, :2], ours.bbox[:, :2] + ours.bbox[:, 2:]])
         found = theirs(Image.fromarray(photo["image"]), threshold=0.0)
         assert len(found) == len(ours) >= 20

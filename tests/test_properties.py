@@ -129,16 +129,17 @@ def test_collation(batch_of, keep_aspect):
         assert batch["pixel_values"] is None
         return
     assert batch["image_ids"] == [sample["image_id"] for sample in good] and batch["pixel_values"].dtype == torch.uint8
-    assert batch["orig_sizes"].tolist() == [list(sample["orig_size"]) for sample in good]
-    assert ("pixel_mask" in batch) == keep_aspect
+    assert batch["orig_sizes"] == [sample["orig_size"] for sample in good]
+    inputs = preprocess.to_device(batch)
+    assert ("pixel_mask" in inputs) == keep_aspect
     for k, sample in enumerate(sample for sample in resized if sample["image"] is not None):
         height, width = sample["image"].shape[:2]
-        pixels, label = batch["pixel_values"][k], batch["labels"][k]
+        pixels, label = batch["pixel_values"][k], inputs["labels"][k]
         assert (pixels[:, :height, :width].permute(1, 2, 0).numpy() == sample["image"]).all()
         assert pixels.count_nonzero() == np.count_nonzero(sample["image"]), "padding is zero"
         if keep_aspect:
             assert max(height, width) in (47, 48)  # transformers cuts 47 * (48 / 47) to 47, and so do we
-            mask = batch["pixel_mask"][k]
+            mask = inputs["pixel_mask"][k]
             assert mask.sum() == height * width and mask[:height, :width].all()
         assert label["boxes"].dtype == torch.float32 and label["class_labels"].dtype == torch.int64
         assert len(label["boxes"]) == len(label["class_labels"]) == len(sample["class_labels"])

@@ -41,11 +41,9 @@ def evaluate_checkpoint(cfg: Config, index: CocoIndex, checkpoint: str, progress
     for to detections_val2017.json; another than ``best`` also to a file of its own, to be compared with later ones.
     """
     detector, device = load_checkpoint(cfg, index.classes, checkpoint), pick_device()
-    model, preprocess = detector.model.to(device), detector.preprocess
-    take_fast_path(model)
-    loader = progress(eval_loader(index, preprocess, cfg.batch_size, cfg.num_workers))
-    how = {"device": device, "autocast": autocast(cfg.precision)}
-    detections, _ = predict(model, detector.processor, preprocess, loader, detector.category_ids(index), **how)
+    take_fast_path(detector.model.to(device))
+    loader = progress(eval_loader(index, detector.preprocess, cfg.batch_size, cfg.num_workers))
+    detections, _ = predict(detector, loader, detector.category_ids(index), device, autocast(cfg.precision))
     endings = [] if checkpoint == "best" else ["_" + re.sub(r"[^\w.-]+", "_", checkpoint)[-60:]]
     for ending in endings + [""] * (checkpoint != "start" or cfg.checkpoint == "start"):  # what 05 and the report read
         save_detections(cfg.run_dir / f"detections_val2017{ending}.json", detections)

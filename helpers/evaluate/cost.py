@@ -64,13 +64,9 @@ def cost_table(detector: Detector, batch: dict, autocast: Callable, device: torc
 
 def first(batch: dict, count: int) -> dict:
     """The first ``count`` photos of a collated batch, cut to what they need without padding."""
-    names = ("pixel_values", "pixel_mask", "labels", "image_ids", "orig_sizes")
-    part = {name: batch[name][:count] for name in names if name in batch}
-    if "pixel_mask" in part:
-        height, width = int(part["pixel_mask"].any(dim=2).sum(1).max()), int(part["pixel_mask"].any(dim=1).sum(1).max())
-        part["pixel_mask"] = part["pixel_mask"][:, :height, :width]
-        part["pixel_values"] = part["pixel_values"][..., :height, :width]
-    return part
+    part = {name: batch[name][:count] for name in ("pixel_values", "sizes", "labels", "image_ids", "orig_sizes")}
+    height, width = map(max, zip(*part["sizes"]))
+    return {**part, "pixel_values": part["pixel_values"][..., :height, :width]}
 
 
 def flops(detector: Detector, batch: dict, device: torch.device | str) -> int:
@@ -97,8 +93,7 @@ def latency(detector: Detector, batch: dict, autocast: Callable, device: torch.d
         with autocast():
             output = detector.model(**_inputs(detector.preprocess, batch, device))
         output.logits, output.pred_boxes = output.logits.float(), output.pred_boxes.float()
-        sizes = batch["orig_sizes"].to(device)
-        detector.processor.post_process_object_detection(output, threshold=0.0, target_sizes=sizes)
+        detector.processor.post_process_object_detection(output, threshold=0.0, target_sizes=batch["orig_sizes"])
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         if call >= WARM_UP:

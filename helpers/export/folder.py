@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -106,8 +107,8 @@ def convention(processor, queries: int, columns: int) -> dict:
 
 def compare(detector: Detector, exported: OnnxModel, batches: list[dict]) -> dict:
     """How far the detections of both are apart on collated photos. Raises UserError where that is too far."""
-    how = (detector.processor, detector.preprocess, batches, list(range(detector.model.config.num_labels)))
-    ours, theirs = (predict(model, *how)[0] for model in (detector.model, exported))
+    classes = range(detector.model.config.num_labels)
+    ours, theirs = (predict(each, batches, classes)[0] for each in (detector, replace(detector, model=exported)))
     count, score, pixels = differences(ours, theirs)
     photos = sum(len(batch["image_ids"]) for batch in batches)
     if not count:

@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None, sources: Path = ROOT / "notebooks") 
     some.add_argument("--from", dest="start", metavar="03", help="this notebook and the later ones")
     longer = "stop when a cell runs for longer (else: never)"
     parser.add_argument("--cell-minutes", type=float, metavar="M", help=longer)
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse_intermixed_args(argv)
     cfg, parameters = cli.configure(arguments.preset, arguments.overrides)
     paths = select(sources, arguments.only, arguments.start)
     if arguments.cell_minutes is not None and arguments.cell_minutes <= 0:

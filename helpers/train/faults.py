@@ -135,13 +135,13 @@ class StopRequests:
 
 def save_batch(folder: Path, batch: dict, step: int) -> Path:
     """Keep a collated batch for :func:`load_batch`: tensors in safetensors (NaN survives there), the rest in JSON."""
-    tensors = {name: value for name, value in batch.items() if torch.is_tensor(value)}
+    tensors = {"pixel_values": batch["pixel_values"].contiguous()}
     for k, label in enumerate(batch["labels"]):
-        tensors |= {f"labels.{k}.{name}": value for name, value in label.items()}
-    about = {"step": step, "image_ids": batch["image_ids"], "unreadable": batch["unreadable"]}
+        tensors |= {f"labels.{k}.{name}": torch.as_tensor(value) for name, value in label.items()}
+    about = {"step": step} | {name: value for name, value in batch.items() if name not in ("pixel_values", "labels")}
 
     def fill(target: Path) -> None:
-        save_file({name: value.contiguous() for name, value in tensors.items()}, target / "batch.safetensors")
+        save_file(tensors, target / "batch.safetensors")
         write_json(target / "batch.json", about)
 
     return checkpoints.write_folder(folder, fill)
@@ -154,4 +154,4 @@ def load_batch(folder: Path) -> dict:
     for name in [name for name in tensors if name.startswith("labels.")]:
         _, k, part = name.split(".")
         labels[int(k)][part] = tensors.pop(name)
-    return {**tensors, "labels": labels, "image_ids": about["image_ids"], "unreadable": about["unreadable"]}
+    return {**tensors, **about, "labels": labels}

@@ -27,7 +27,7 @@ from helpers.engine import Run, eval_loader, predict, train_epoch
 from helpers.files import UserError, read_table, write_atomic, write_json
 from helpers.index import open_split
 from helpers.metrics import Detections, coco_metrics, ground_truth
-from helpers.model import Detector, load_detector, parameter_groups, train_mode
+from helpers.model import load_detector, parameter_groups, train_mode
 from helpers.schedule import MovingAverage
 from helpers.train import checkpoints, launch, processes, run_folder
 from helpers.train.fast_path import take_fast_path
@@ -168,15 +168,14 @@ class _Log:
 
 def _finish_epoch(run: Run, stop: StopRequests, board) -> None:
     """Validate, log and save, unless asked to stop. The log is written with the checkpoint, so the two always agree."""
-    cfg, epoch, detector = run.cfg, run.epoch + 1, run.detector
-    processes.same_statistics(run.eval_model)
+    cfg, epoch = run.cfg, run.epoch + 1
+    processes.same_statistics(run.evaluated.model)
     share = slice(processes.rank(), None, processes.world())
-    loader = eval_loader(run.val, detector.preprocess, cfg.batch_size, cfg.num_workers, share)
+    loader = eval_loader(run.val, run.detector.preprocess, cfg.batch_size, cfg.num_workers, share)
     bar = {"total": len(loader), "desc": "validation", "unit": "batch", "leave": False, "disable": board is None}
     loader = tqdm(stop.until(loader), **bar, **BAR)
     how = {"device": run.accelerator.device, "autocast": autocast(cfg.precision), "with_loss": True}
-    categories = run.val.category_ids
-    detections, parts = predict(run.eval_model, detector.processor, detector.preprocess, loader, categories, **how)
+    detections, parts = predict(run.evaluated, loader, run.val.category_ids, **how)
     if stop.agree():
         return
     everyones = processes.gathered((detections, parts, run.notes))
@@ -215,7 +214,7 @@ def save_checkpoint(run: Run, board, folder: Path) -> Path:
     progress["averaged"] = run.averaged.count if run.averaged is not None else 0
 
     def fill(target: Path) -> None:
-        Detector(run.eval_model, run.detector.processor, run.detector.preprocess).save(target)
+        run.evaluated.save(target)
         checkpoints.save_state(target, run.detector.model, run.optimizer, run.accelerator.scaler, progress, states)
 
     write_atomic(run.cfg.run_dir / "losses.csv", pd.DataFrame(run.losses).to_csv(index=False))

@@ -36,9 +36,7 @@ def run(tmp_path_factory) -> tuple[dict, list[dict]]:
     loader = eval_loader(index, detector.preprocess, cfg.batch_size, 0)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # several, on a machine that is busy, wait for each other for a minute
-    detections, _ = predict(
-        detector.model, detector.processor, detector.preprocess, loader, detector.category_ids(index)
-    )
+    detections, _ = predict(detector, loader, detector.category_ids(index))
     torch.set_num_threads(threads)
     return ground_truth(index), detections
 

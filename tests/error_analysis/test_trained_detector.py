@@ -75,7 +75,7 @@ def test_whole_head_gives_our_classes_alone(cfg, evaluated):
     assert detector.model.config.num_labels == 80
     ids = [category if category in asked else None for category in detector.category_ids(index)]
     loader = eval_loader(few, detector.preprocess, 8, 0)
-    found, _ = predict(detector.model, detector.processor, detector.preprocess, loader, ids)
+    found, _ = predict(detector, loader, ids)
     there = set(few.image_ids.tolist())
     expected = [row for row in detections if row["image_id"] in there and row["category_id"] in asked]
     key = lambda row: (row["image_id"], -row["score"], row["category_id"])
@@ -138,7 +138,7 @@ def test_batch_size_changes_nothing(cfg, evaluated):
     ids, results = detector.category_ids(index), []
     for size in (1, 8):
         loader = eval_loader(few, detector.preprocess, size, 0)
-        results.append(predict(detector.model, detector.processor, detector.preprocess, loader, ids)[0])
+        results.append(predict(detector, loader, ids)[0])
     one, all_ = (
         np.column_stack([r.image_id, r.category_id, r.score, r.bbox])[np.lexsort((-r.score, r.image_id))]
         for r in results
@@ -178,7 +178,7 @@ def test_bf16_costs_no_accuracy(cfg, evaluated):
     take_fast_path(detector.model)
     loader = eval_loader(few, detector.preprocess, 8, 0)
     how = {"category_ids": detector.category_ids(index), "autocast": autocast("bf16")}
-    in_bf16, _ = predict(detector.model, detector.processor, detector.preprocess, loader, **how)
+    in_bf16, _ = predict(detector, loader, **how)
     there = set(few.image_ids.tolist())
     in_fp32 = [row for row in detections if row["image_id"] in there]
     rough, fine = (coco_metrics(ground_truth(few), found)["stats"]["mAP"] for found in (in_bf16, in_fp32))

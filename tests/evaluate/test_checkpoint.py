@@ -38,7 +38,7 @@ def detections(cfg, checkpoint: str):
     detector = load_checkpoint(cfg, index.classes, checkpoint)
     loader = eval_loader(index, detector.preprocess, 4, 0)
     ids = detector.category_ids(index)
-    return index, predict(detector.model, detector.processor, detector.preprocess, loader, ids)[0]
+    return index, predict(detector, loader, ids)[0]
 
 
 def test_row_one_is_the_published_detector(cfg):

@@ -202,7 +202,7 @@ def test_differences_are_found(theirs, score, edge):
     ],
 )
 def test_what_is_no_proof(ours, theirs, words, monkeypatch):
-    detector = SimpleNamespace(model=SimpleNamespace(config=SimpleNamespace(num_labels=1)), processor=0, preprocess=0)
+    detector = Detector(SimpleNamespace(config=SimpleNamespace(num_labels=1)), processor=0, preprocess=0)
     answers = iter([ours, theirs])
     monkeypatch.setattr("helpers.export.folder.predict", lambda *_: (next(answers), {}))
     with pytest.raises(UserError, match=words):

@@ -6,6 +6,8 @@ lines of pytest output say what is not tested (see conftest.py).
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from coco_folder import COCO_REAL, TRAINED
 from PIL import Image
@@ -43,8 +45,7 @@ def test_trained_detector_finds_the_same(tmp_path):
     loader = list(eval_loader(index, detector.preprocess, 7, 0))
     ids = detector.category_ids(index)
     ours, theirs = (
-        predict(model, detector.processor, detector.preprocess, loader, ids)[0]
-        for model in (detector.model, OnnxModel(where / "model.onnx"))
+        predict(each, loader, ids)[0] for each in (detector, replace(detector, model=OnnxModel(where / "model.onnx")))
     )
     count, score, edge = differences(ours, theirs)
     assert count > 1000 and score < SCORE and edge < PIXELS

@@ -105,13 +105,7 @@ def test_eight_photos_by_heart(learnt):
     photo: any of these and it stays low, however long the training."""
     cfg, index = learnt
     detector = load_checkpoint(cfg, index.classes, "last")
-    detections, _ = predict(
-        detector.model,
-        detector.processor,
-        detector.preprocess,
-        eval_loader(index, detector.preprocess, 4, 0),
-        index.category_ids,
-    )
+    detections, _ = predict(detector, eval_loader(index, detector.preprocess, 4, 0), index.category_ids)
     assert len(index) == 8 and len(set(index.labels.tolist())) >= 5, "too little to tell a right chain from a wrong one"
     stats = coco_metrics(ground_truth(index), detections)["stats"]
     assert stats["mAP50"] > 0.9, stats
@@ -128,13 +122,7 @@ def test_pipeline_gives_the_same_boxes_and_scores(learnt):
     compared = 0
     for i in (shapes[0], shapes[len(shapes) // 2], shapes[-1]):
         one = index.take(np.array([i]))
-        ours, _ = predict(
-            detector.model,
-            detector.processor,
-            detector.preprocess,
-            eval_loader(one, detector.preprocess, 1, 0),
-            one.category_ids,
-        )
+        ours, _ = predict(detector, eval_loader(one, detector.preprocess, 1, 0), one.category_ids)
         ours = [row for row in ours if row["score"] > 0.05]
         theirs = sorted(pipeline(Image.open(one.path(0)).convert("RGB"), threshold=0.05), key=lambda row: -row["score"])
         assert len(ours) == len(theirs)

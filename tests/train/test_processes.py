@@ -241,8 +241,7 @@ def test_averaged_weights_norms_and_denoising(two):
     val = open_split(cfg, "val2017")
     detector = load_detector(cfg, val.classes, cfg.run_dir / "checkpoint_last")
     loader = eval_loader(val, detector.preprocess, cfg.batch_size, 0)
-    parts = detector.model, detector.processor, detector.preprocess, loader, val.category_ids
-    found, losses = predict(*parts, with_loss=True)
+    found, losses = predict(detector, loader, val.category_ids, with_loss=True)
     epoch = table(cfg, "epochs").iloc[-1]
     assert len(set(found.image_id)) == len(val)
     assert epoch["mAP"] > 0.05

@@ -35,7 +35,6 @@ from helpers.files import UserError
 PIECE = 5000  # records that are parsed and checked at once
 PLAIN_NAME = re.compile(r"[\w-]+\.\w+", re.ASCII).fullmatch  # of a photo: in no subfolder, so certainly not outside
 
-
 _Number = Annotated[float, msgspec.Meta(gt=-1e100, lt=1e100)]
 _Side = Annotated[float, msgspec.Meta(gt=0, lt=1e100)]
 

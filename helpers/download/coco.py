@@ -1,100 +1,20 @@
-"""The data of a split: its annotation files joined, classes and photos chosen.
-
-A record is never changed: what is chosen leaves here as the text that was published. Only where a home-made file leaves
-out ``iscrowd`` or ``area``, which evaluation needs, they are added (0, and the area of the box).
-"""
+"""The data of a split: its annotation files joined, classes and photos chosen."""
 
 from __future__ import annotations
 
 import difflib
 import random
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from helpers.download.reader import as_text, read_file
-from helpers.download.records import check_categories
+from helpers.download.reader import read_file
+from helpers.download.records import Records, check_categories
 from helpers.files import UserError
 from helpers.index import CocoIndex
 
 SPLITS = ("train2017", "val2017")
-
-
-@dataclass
-class Records:
-    """One split: N photos and M annotations, as ``reader.read_file`` gives them, and where the photos lie."""
-
-    categories: list[dict]
-    images: list[dict]  # N
-    folders: list[Path]  # N, where each photo lies
-    rows: np.ndarray  # [M] of ROW
-    texts: list  # M annotations, JSON
-    dropped: list[dict] = field(default_factory=list)  # {"file", "why"}
-    notes: list[str] = field(default_factory=list)  # what a person should know before training
-    total: int = 0  # records in the files
-    header: dict = field(default_factory=dict)  # "info" and "licenses", JSON
-    eligible: int = 0  # photos that could have been chosen
-
-    @classmethod
-    def read(cls, annotation_file: Path, folder: Path) -> Records:
-        read = read_file(annotation_file, folder)
-        return cls(folders=[folder] * len(read["images"]), **read)
-
-    def photo(self, i: int) -> Path:
-        return self.folders[i] / self.images[i]["file_name"]
-
-    def take(self, photos: np.ndarray, annotations: np.ndarray | None = None, **changes) -> Records:
-        """The photos that ``photos`` [N] marks, with their annotations, of those that ``annotations`` [M] marks."""
-        kept = photos[self.rows["image"]] if annotations is None else photos[self.rows["image"]] & annotations
-        rows, texts = self.rows[kept], [self.texts[i] for i in np.flatnonzero(kept)]
-        rows["image"] = (np.cumsum(photos) - 1)[rows["image"]]
-        images, folders = ([items[i] for i in np.flatnonzero(photos)] for items in (self.images, self.folders))
-        return replace(self, images=images, folders=folders, rows=rows, texts=texts, **changes)
-
-    def without(self, broken: dict[int, str]) -> Records:
-        """The same split without the photos ``broken`` (position -> reason), which are listed as dropped."""
-        boxes = np.bincount(self.rows["image"], minlength=len(self.images))
-        words = {i: f"{why} (its {boxes[i]} annotations go with it)" for i, why in broken.items()}
-        lost = [{"file": self.images[i]["file_name"], "why": why} for i, why in words.items()]
-        return self.take(~np.isin(np.arange(len(self.images)), [*broken]), dropped=self.dropped + lost)
-
-    def none_because(self) -> str:
-        """The end of a sentence that nothing can be used: how many records were dropped, and the first one's reason."""
-        lost = [row for row in self.dropped if row["why"].startswith("annotation")] or self.dropped
-        if not lost:
-            return "choose other classes, or a source that has some"
-        first = f"{lost[0]['file']}, {lost[0]['why']}"
-        return f"{len(self.dropped)} of the {self.total} records cannot be used, the first: {first}"
-
-    def index(self, image_dir: Path) -> CocoIndex:
-        """The same as arrays, of photos in ``image_dir``."""
-        rows = self.rows[np.argsort(self.rows["image"], kind="stable")]  # COCO's order within a photo
-        column = lambda name, kind: np.array([image[name] for image in self.images], kind)
-        names = {"bbox": "bbox", "labels": "label", "iscrowd": "iscrowd", "areas": "area", "annotation_ids": "id"}
-        return CocoIndex(
-            image_dir=Path(image_dir),
-            classes=tuple(category["name"] for category in self.categories),
-            category_ids=tuple(category["id"] for category in self.categories),
-            image_ids=column("id", np.int64),
-            file_names=column("file_name", str),
-            heights=column("height", np.int32),
-            widths=column("width", np.int32),
-            starts=np.searchsorted(rows["image"], np.arange(len(self.images) + 1)),
-            **{name: np.ascontiguousarray(rows[field]) for name, field in names.items()},
-            dropped=self.dropped,
-        )
-
-    def document(self) -> Iterator[bytes]:
-        """The split as a COCO annotation file, piece by piece."""
-        head = {**self.header, "categories": as_text(self.categories), "images": as_text(self.images)}
-        yield b"{" + b"".join(b'"%s": %s, ' % (name.encode(), text) for name, text in head.items())
-        yield b'"annotations": ['
-        for start in range(0, len(self.texts), 5000):
-            yield b", " * (start > 0) + b", ".join(self.texts[start : start + 5000])
-        yield b"]}"
 
 
 def read_index(annotation_file: Path, image_dir: Path) -> CocoIndex:
@@ -108,21 +28,26 @@ def read_split(files: list[tuple[Path, Path]]) -> Records:
     Raises UserError for a file that is no COCO annotation file, for a photo whose name leads out of its folder, and
     where two files use one id or one photo name: ids must survive, so neither can give way.
     """
-    (whole, *others), owners = [Records.read(Path(file), Path(folder)) for file, folder in files], {}
-    for part, (annotation_file, _) in zip((whole, *others), files if others else ()):
-        _check_new(part, annotation_file, owners)
-    for part, (annotation_file, _) in zip(others, files[1:]):
-        check_categories(whole.categories + part.categories, annotation_file)
-        known = {category["id"]: k for k, category in enumerate(whole.categories)}
-        new = [category for category in part.categories if category["id"] not in known]
-        known |= {category["id"]: k for k, category in enumerate(new, len(known))}
-        part.rows["image"] += len(whole.images)
-        part.rows["label"] = np.array([known[c["id"]] for c in part.categories], np.int64)[part.rows["label"]]
-        lists = ("images", "folders", "texts", "dropped", "notes", "total")
-        both = {name: getattr(whole, name) + getattr(part, name) for name in lists}
-        rows = np.concatenate([whole.rows, part.rows])
-        whole = Records(whole.categories + new, **both, rows=rows, header=whole.header or part.header)
+    whole, owners = None, {}
+    for annotation_file, folder in files:
+        part = read_file(Path(annotation_file), Path(folder))
+        if len(files) > 1:
+            _check_new(part, annotation_file, owners)
+        whole = _joined(whole, part, annotation_file) if whole else part
     return whole
+
+
+def _joined(whole: Records, part: Records, annotation_file: Path) -> Records:
+    check_categories(whole.categories + part.categories, annotation_file)
+    known = [category["id"] for category in whole.categories]
+    categories = whole.categories + [category for category in part.categories if category["id"] not in known]
+    position = {category["id"]: k for k, category in enumerate(categories)}
+    part.rows["image"] += len(whole.images)
+    part.rows["label"] = np.array([position[c["id"]] for c in part.categories], np.int64)[part.rows["label"]]
+    lists = ("images", "folders", "texts", "dropped", "notes", "total")
+    both = {name: getattr(whole, name) + getattr(part, name) for name in lists}
+    rows = np.concatenate([whole.rows, part.rows])
+    return Records(categories, **both, rows=rows, header=whole.header or part.header)
 
 
 def _check_new(part: Records, annotation_file: Path, owners: dict) -> None:

@@ -10,9 +10,10 @@ from urllib.parse import unquote
 
 from PIL import Image
 from tqdm import tqdm
+from tqdm.contrib.concurrent import thread_map
 
 from helpers.dataset import read_image
-from helpers.download.coco import Records
+from helpers.download.records import Records
 from helpers.files import UserError, link_or_copy, locked
 from helpers.index import present
 
@@ -53,10 +54,9 @@ def photo_problem(path: Path, image: dict) -> str | None:
 
 def check_photos(records: Records, what: str) -> dict[int, str]:
     """Decode every photo once; position -> reason for those that cannot be used."""
-    bar = {"total": len(records.images), "desc": what, "unit": "photo", "mininterval": 1.0, "ncols": 100}
-    with ThreadPoolExecutor(THREADS) as pool:
-        paths = map(records.photo, range(len(records.images)))
-        problems = list(tqdm(pool.map(photo_problem, paths, records.images), **bar, leave=False, delay=1.0))
+    bar = {"tqdm_class": tqdm, "unit": "photo", "mininterval": 1.0, "ncols": 100, "leave": False, "delay": 1.0}
+    paths = map(records.photo, range(len(records.images)))
+    problems = thread_map(photo_problem, paths, records.images, max_workers=THREADS, desc=what, **bar)
     broken = {i: why for i, why in enumerate(problems) if why}
     alike = {}  # folder -> spelling -> the name that is there
     for i in (i for i, why in broken.items() if why == MISSING):

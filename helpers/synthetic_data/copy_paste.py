@@ -53,6 +53,11 @@ class Pasted:
     layers: list[Layer] = field(default_factory=list)
     refused: int = 0  # sprites that found no place
 
+    def seen(self, rows: np.ndarray) -> dict[int, Layer | None]:
+        """Those of the annotations ``rows`` that are still labelled: what is left of each, None where it is whole."""
+        left = {row: self.changed.get(row) for row in rows.tolist()}
+        return {row: layer for row, layer in left.items() if layer or row not in self.changed}
+
 
 @dataclass(eq=False)
 class CopyPaste:

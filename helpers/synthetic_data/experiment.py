@@ -88,10 +88,8 @@ def scores(gt: dict, detections: Sequence[dict], seed: int = 0) -> dict[str, np.
     found = {}
     for group, areas in {"all": (-np.inf, np.inf), **SIZES}.items():
         ap = class_ap(match(gt, detections, areas), weights).mean(axis=2)  # [1 + R, K]
-        there = ~np.isnan(ap)
-        count = there.sum(axis=1)
-        whole = np.where(there, ap, 0).sum(axis=1)
-        found[group] = np.divide(whole, count, out=np.full(len(ap), np.nan), where=count > 0)
+        there = (~np.isnan(ap)).sum(axis=1)  # classes that there are objects of
+        found[group] = np.nansum(ap, axis=1) / np.where(there, there, np.nan)
         if group == "all":
             found |= {category["name"]: ap[:, k] for k, category in enumerate(gt["categories"])}
     return found
@@ -106,14 +104,11 @@ def effects(cfg: Config, table: pd.DataFrame) -> pd.DataFrame:
     gt = ground_truth(open_split(cfg, "val2017"))
     files = {row.run: cfg.output_dir / row.run / "detections_val2017_last.json" for row in table.itertuples()}
     found = {run: scores(gt, load_detections(file), cfg.seed) for run, file in files.items()}
-    rows = []
-    for (arm, share), part in table[table["arm"] != "real"].groupby(["arm", "share"], sort=False):
-        pairs = []
-        for row in part.itertuples():
-            with_base = table[(table["arm"] == "real") & (table["share"] == share) & (table["seed"] == row.seed)]
-            pairs += [(found[run], found[row.run]) for run in with_base["run"]]
-        for group in pairs[0][0] if pairs else ():
-            rows.append({"arm": arm, "share": share, "group": group, **_effect(pairs, group)})
+    rows, real = [], table["arm"] == "real"
+    pairs_of_runs = table[~real].merge(table[real], on=["share", "seed"], suffixes=("", "_base"))
+    for (arm, share), part in pairs_of_runs.groupby(["arm", "share"], sort=False):
+        pairs = [(found[base], found[run]) for base, run in zip(part["run_base"], part["run"])]
+        rows += [{"arm": arm, "share": share, "group": group, **_effect(pairs, group)} for group in pairs[0][0]]
     return pd.DataFrame(rows, columns=["arm", "share", "group", "base", "value", "low", "high", "seeds", "spread"])
 
 

@@ -29,10 +29,9 @@ def things(copy_paste: CopyPaste, made: Synthetic) -> list[tuple[Layer, str]]:
     """What is annotated in a synthetic photo with its visible mask and class, what was pasted last."""
     segmentations, (height, width) = copy_paste.segmentations, made.pasted.image.shape[:2]
     index, there = segmentations.index, []
-    for row in index.rows(made.background, crowd=False).tolist():
-        layer = made.pasted.changed.get(row) or segmentations.layer(row, made.background, height, width)
-        if made.pasted.changed.get(row, layer) is not None:
-            there.append((layer, index.classes[index.labels[row]]))
+    for row, layer in made.pasted.seen(index.rows(made.background, crowd=False)).items():
+        layer = layer or segmentations.layer(row, made.background, height, width)
+        there.append((layer, index.classes[index.labels[row]]))
     return there + [(layer, layer.label.name) for layer in made.pasted.layers]
 
 

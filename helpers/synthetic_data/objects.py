@@ -146,7 +146,7 @@ def cut_pool(segmentations: Segmentations, seed: int) -> Pool:
     index, rng, chosen = segmentations.index, np.random.default_rng((seed, 0)), []
     owner = np.repeat(np.arange(len(index)), np.diff(index.starts))
     reasons = _unusable(segmentations, owner)
-    counts = Counter(reason for reason in reasons if reason)
+    counts = Counter(reasons[reasons != ""].tolist())
     for label in range(len(index.classes)):
         rows = np.flatnonzero((index.labels == label) & (reasons == ""))
         chosen += rng.permutation(rows)[:PER_CLASS].tolist()
@@ -175,28 +175,23 @@ def _unusable(segmentations: Segmentations, owner: np.ndarray) -> np.ndarray:
     index = segmentations.index
     x, y, w, h = index.bbox.T
     width, height = index.widths[owner], index.heights[owner]
-    reasons = np.full(len(owner), "", dtype=object)
-    for reason, holds in (
-        ("most of its photo", w * h > MOST_OF_PHOTO * width * height),
-        ("tiny", (np.minimum(w, h) < SHORT) | (np.maximum(w, h) < LONG)),
-        ("cut by the border", (x < 1) | (y < 1) | (x + w > width - 1) | (y + h > height - 1)),
-        ("no mask", ~segmentations.there),
-        ("crowd region", index.iscrowd),
-        ("photo that is there twice", originals(index)[owner] != owner),
-    ):  # the last one that holds counts
-        reasons[holds] = reason
-    return reasons
+    reasons = {
+        "photo that is there twice": originals(index)[owner] != owner,
+        "crowd region": index.iscrowd,
+        "no mask": ~segmentations.there,
+        "cut by the border": (x < 1) | (y < 1) | (x + w > width - 1) | (y + h > height - 1),
+        "tiny": (np.minimum(w, h) < SHORT) | (np.maximum(w, h) < LONG),
+        "most of its photo": w * h > MOST_OF_PHOTO * width * height,
+    }  # the first one that holds counts
+    return np.select([*reasons.values()], [*reasons], "")
 
 
 def cut_out(image: np.ndarray, segmentations: Segmentations, row: int, i: int) -> np.ndarray:
     """An object as premultiplied RGBA uint8 [h, w, 4] with soft edges, from its photo uint8 [H, W, 3]."""
-    height, width = image.shape[:2]
+    (height, width), margin = image.shape[:2], 3
     layer = segmentations.layer(row, i, height, width)
-    margin = 3
-    top, left = max(layer.top - margin, 0), max(layer.left - margin, 0)
-    part = image[top : layer.top + layer.mask.shape[0] + margin, left : layer.left + layer.mask.shape[1] + margin]
-    alpha = np.zeros(part.shape[:2], np.float32)
-    y, x = layer.top - top, layer.left - left
-    alpha[y : y + layer.mask.shape[0], x : x + layer.mask.shape[1]] = 255 * layer.mask
+    bottom, right = layer.top + layer.mask.shape[0], layer.left + layer.mask.shape[1]
+    part = np.s_[max(layer.top - margin, 0) : bottom + margin, max(layer.left - margin, 0) : right + margin]
+    alpha = 255 * layer.whole_mask(height, width)[part].astype(np.float32)
     alpha = cv2.GaussianBlur(alpha, (0, 0), EDGE).round().astype(np.uint8)
-    return np.ascontiguousarray(cropped(premultiplied(np.dstack([part, alpha]))))
+    return np.ascontiguousarray(cropped(premultiplied(np.dstack([image[part], alpha]))))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 import orjson
 from joblib import cpu_count
 from tqdm import tqdm
+from tqdm.contrib.concurrent import thread_map
 
 from helpers.dataset import read_image
 from helpers.download.coco import read_index
@@ -64,9 +64,7 @@ def write_synthetic(folder: Path, copy_paste: CopyPaste, count: int, seed: int, 
     (folder / "manifest.json").unlink(missing_ok=True)
     for old in images.glob("synthetic_*.jpg"):
         old.unlink()
-    with ThreadPoolExecutor(cpu_count()) as pool:  # OpenCV lets other threads run
-        made = pool.map(partial(_write, images, copy_paste, seed, first_id), range(count))
-        written = list(tqdm(made, total=count, desc="synthetic photos", unit="photo", leave=False, ncols=100))
+    written = write_photos(images, copy_paste, count, seed, first_id)
     index = copy_paste.segmentations.index
     document = {
         "info": {"description": f"Copy-paste, seed {seed}; photos and masks of the split that it was made from"},
@@ -82,8 +80,6 @@ def write_synthetic(folder: Path, copy_paste: CopyPaste, count: int, seed: int, 
 
 def _finished(folder: Path, request: dict, photos: int) -> dict | None:
     """The manifest of a set that answers ``request`` and is whole. UserError: the folder is no synthetic set."""
-    if not folder.is_dir() or not any(folder.iterdir()):
-        return None
     try:
         manifest = orjson.loads((folder / "manifest.json").read_bytes())
     except (OSError, ValueError):
@@ -113,8 +109,16 @@ def _request(copy_paste: CopyPaste, count: int, seed: int, first_id: int) -> dic
     }
 
 
+def write_photos(folder: Path, copy_paste: CopyPaste, count: int, seed: int, first_id: int) -> list[dict | None]:
+    """Make and write ``count`` photos: the image record, path and annotations of each, and what was counted; None where
+    its background cannot be read.
+    """
+    write = partial(_write, folder, copy_paste, seed, first_id)
+    bar = {"tqdm_class": tqdm, "desc": "synthetic photos", "unit": "photo", "leave": False, "ncols": 100}
+    return thread_map(write, range(count), max_workers=cpu_count(), **bar)  # OpenCV lets other threads run
+
+
 def _write(folder: Path, copy_paste: CopyPaste, seed: int, first_id: int, number: int) -> dict | None:
-    """Make and write one photo: its records and what was counted; None where its background cannot be read."""
     try:
         made = make_synthetic(copy_paste, seed, number)
     except OSError:
@@ -123,13 +127,14 @@ def _write(folder: Path, copy_paste: CopyPaste, seed: int, first_id: int, number
     height, width = made.pasted.image.shape[:2]
     jpeg = cv2.imencode(".jpg", made.pasted.image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])[1]
     name = f"synthetic_{image_id:012d}.jpg"
-    write_atomic(folder / name, jpeg.tobytes())
+    path = write_atomic(folder / name, jpeg.tobytes())
     image = {"id": image_id, "file_name": name, "height": height, "width": width}
     image["background_image_id"] = int(index.image_ids[made.background])
     records = annotations(copy_paste, made)
     for k, record in enumerate(records):
         record |= {"id": image_id * MOST_IN_PHOTO + k, "image_id": image_id}
-    return {"image": image, "records": records, "refused": made.pasted.refused, "changed": made.pasted.changed}
+    counted = {"refused": made.pasted.refused, "changed": made.pasted.changed}
+    return {"image": image, "path": path, "records": records, **counted}
 
 
 def annotations(copy_paste: CopyPaste, made: Synthetic) -> list[dict]:
@@ -141,10 +146,7 @@ def annotations(copy_paste: CopyPaste, made: Synthetic) -> list[dict]:
     """
     index, (height, width) = copy_paste.segmentations.index, made.pasted.image.shape[:2]
     records = []
-    for row in index.rows(made.background).tolist():
-        layer = made.pasted.changed.get(row)
-        if row in made.pasted.changed and layer is None:
-            continue
+    for row, layer in made.pasted.seen(index.rows(made.background)).items():
         record = published(copy_paste.segmentations, row)
         if layer:
             masked = bool(record["segmentation"])

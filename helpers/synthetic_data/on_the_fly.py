@@ -30,16 +30,16 @@ class PasteStep:
         """
         most = None if most_objects is None else max(most_objects - len(rows), 0)
         index, pasted = self.copy_paste.segmentations.index, self.copy_paste(image, i, (seed, 1), most)
-        boxes_xyxy, keep = boxes_xyxy.copy(), np.ones(len(rows), bool)
-        for k, row in enumerate(rows.tolist()):
-            if row in pasted.changed:
-                layer = pasted.changed[row]
-                keep[k] = layer is not None
-                boxes_xyxy[k] = xywh_to_xyxy(np.array(layer.bbox)) if layer else 0
+        seen = pasted.seen(rows)
+        keep = np.isin(rows, [*seen])
+        boxes_xyxy = boxes_xyxy[keep]
+        for k, layer in enumerate(seen.values()):
+            if layer:
+                boxes_xyxy[k] = xywh_to_xyxy(np.array(layer.bbox))
         new = xywh_to_xyxy(np.array([layer.bbox for layer in pasted.layers], np.float32).reshape(-1, 4))
         names = [index.classes.index(layer.label.name) for layer in pasted.layers]
         labels = np.concatenate([index.labels[rows][keep], np.array(names, np.int64)])
-        return pasted.image, np.concatenate([boxes_xyxy[keep], new]), labels
+        return pasted.image, np.concatenate([boxes_xyxy, new]), labels
 
 
 def paste_step(cfg: Config) -> PasteStep | None:

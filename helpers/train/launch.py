@@ -15,9 +15,9 @@ import torch
 from joblib import cpu_count
 
 from helpers.config import Config, as_text
-from helpers.files import ROOT, UserError, read_table
+from helpers.files import ROOT, UserError
 from helpers.train.faults import StopRequests
-from helpers.train.run_folder import process
+from helpers.train.run_folder import process, read_log
 
 
 def wanted(cfg: Config) -> bool:
@@ -72,12 +72,7 @@ def _watched(started: subprocess.Popen, stop: StopRequests, cfg: Config, on_flus
             for worker in psutil.Process(started.pid).children():
                 worker.terminate()
         now = log.stat().st_mtime_ns if log.is_file() else None
-        if on_flush and now != seen and log.stat().st_size > 1:
-            epochs = log.with_name("epochs.csv")
-            rows = [read_table(table).to_dict("records") if _filled(table) else [] for table in (log, epochs)]
-            on_flush(SimpleNamespace(losses=rows[0], epochs=rows[1], step=0, total_steps=1))
+        if on_flush and now != seen and (losses := read_log(log)):
+            epochs = read_log(log.with_name("epochs.csv"))
+            on_flush(SimpleNamespace(losses=losses, epochs=epochs, step=0, total_steps=1))
         seen = now
-
-
-def _filled(table) -> bool:
-    return table.is_file() and table.stat().st_size > 1

@@ -9,7 +9,7 @@ import orjson
 import psutil
 
 from helpers.config import Config
-from helpers.files import UserError, locked
+from helpers.files import UserError, locked, read_table
 from helpers.train import checkpoints
 from helpers.train.processes import rank, world
 
@@ -97,6 +97,11 @@ def empty(cfg: Config) -> None:
     cfg.run_dir.mkdir(parents=True)
     for folder in (old, cfg.output_dir / "runs" / cfg.run_name):
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def read_log(table: Path) -> list[dict]:
+    """The rows of losses.csv or epochs.csv as far as it is written."""
+    return read_table(table).to_dict("records") if table.is_file() and table.stat().st_size > 1 else []
 
 
 def _same_cell_again(cfg: Config) -> bool:

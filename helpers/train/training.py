@@ -24,7 +24,7 @@ from tqdm import tqdm
 from helpers.config import Config
 from helpers.devices import autocast, environment, peak_megabytes, pick_device, resolve_precision, set_up
 from helpers.engine import Run, eval_loader, predict, train_epoch
-from helpers.files import UserError, read_table, write_atomic, write_json
+from helpers.files import UserError, write_atomic, write_json
 from helpers.index import open_split
 from helpers.metrics import Detections, coco_metrics, ground_truth
 from helpers.model import Detector, load_detector, parameter_groups, train_mode
@@ -244,8 +244,7 @@ def _restore(run: Run, folder: Path) -> None:
     for name in PROGRESS:
         setattr(run, name, state[name])
     for name in ("losses", "epochs"):  # written just before the checkpoint, perhaps again after it
-        table = folder.parent / f"{name}.csv"
-        rows = read_table(table).to_dict("records") if table.exists() and table.stat().st_size > 1 else []
+        rows = run_folder.read_log(folder.parent / f"{name}.csv")
         setattr(run, name, [row for row in rows if row["step"] <= run.step])
     if not run.batch and processes.rank() == 0:  # a kill may have come before these
         _publish(run, folder)

@@ -78,13 +78,9 @@ def flops(detector: Detector, batch: dict, device: torch.device | str) -> int:
 
     Counted by ``torch.utils.flop_counter``; normalisation, activations and grid sampling are not in it.
     """
-    inputs = _inputs(detector.preprocess, batch, device)
-    trained = [parameter for parameter in detector.model.parameters() if parameter.requires_grad]
-    detector.model.requires_grad_(False)  # without gradients the counter stumbles over parameters that want one
-    with FlopCounterMode(display=False) as counter:
-        detector.model(**inputs)
-    for parameter in trained:
-        parameter.requires_grad_(True)
+    # without gradients the counter stumbles over parameters that want one
+    with torch.inference_mode(False), torch.enable_grad(), FlopCounterMode(display=False) as counter:
+        detector.model(**_inputs(detector.preprocess, batch, device))
     return int(counter.get_total_flops())
 
 

@@ -61,13 +61,9 @@ def channels_last(model: nn.Module, weights: bool) -> None:
     """
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
-            module.register_forward_pre_hook(_input_channels_last)
+            module.register_forward_pre_hook(lambda _, inputs: inputs[0].contiguous(memory_format=torch.channels_last))
             if weights:
                 module.to(memory_format=torch.channels_last)
-
-
-def _input_channels_last(_: nn.Module, inputs: tuple[torch.Tensor]) -> torch.Tensor:
-    return inputs[0].contiguous(memory_format=torch.channels_last)
 
 
 @torch.no_grad()

@@ -61,7 +61,7 @@ def train_in_processes(cfg: Config, on_flush: Callable | None = None) -> list[st
 
 def _watched(started: subprocess.Popen, stop: StopRequests, cfg: Config, on_flush: Callable | None) -> str:
     """What the processes write to standard output until they end."""
-    log, seen, told = cfg.run_dir / "losses.csv", None, False
+    table, seen, told = cfg.run_dir / "losses.csv", None, False
     while True:
         try:
             return started.communicate(timeout=1)[0]
@@ -71,8 +71,7 @@ def _watched(started: subprocess.Popen, stop: StopRequests, cfg: Config, on_flus
             told = True  # the processes themselves: torchrun would kill them after half a minute
             for worker in psutil.Process(started.pid).children():
                 worker.terminate()
-        now = log.stat().st_mtime_ns if log.is_file() else None
-        if on_flush and now != seen and (losses := read_log(log)):
-            epochs = read_log(log.with_name("epochs.csv"))
-            on_flush(SimpleNamespace(losses=losses, epochs=epochs, step=0, total_steps=1))
+        now = table.stat().st_mtime_ns if table.is_file() else None
+        if on_flush and now != seen and (log := read_log(cfg.run_dir))["losses"]:
+            on_flush(SimpleNamespace(**log, step=0, total_steps=1))
         seen = now

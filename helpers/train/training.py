@@ -24,7 +24,7 @@ from tqdm import tqdm
 from helpers.config import Config
 from helpers.devices import autocast, environment, peak_megabytes, pick_device, resolve_precision, set_up
 from helpers.engine import Run, eval_loader, predict, train_epoch
-from helpers.files import UserError, write_atomic, write_json
+from helpers.files import UserError, write_json
 from helpers.index import open_split
 from helpers.metrics import Detections, coco_metrics, ground_truth
 from helpers.model import Detector, load_detector, parameter_groups, train_mode
@@ -218,8 +218,7 @@ def save_checkpoint(run: Run, board, folder: Path) -> Path:
         Detector(run.eval_model, run.detector.processor, run.detector.preprocess).save(target)
         checkpoints.save_state(target, run.detector.model, run.optimizer, run.accelerator.scaler, progress, states)
 
-    write_atomic(run.cfg.run_dir / "losses.csv", pd.DataFrame(run.losses).to_csv(index=False))
-    write_atomic(run.cfg.run_dir / "epochs.csv", pd.DataFrame(run.epochs).to_csv(index=False))
+    run_folder.write_log(run)
     board.flush()  # the events that wait in its queue belong to this checkpoint
     return checkpoints.write_folder(folder, fill)
 
@@ -243,8 +242,7 @@ def _restore(run: Run, folder: Path) -> None:
         run.averaged.count = state["averaged"]
     for name in PROGRESS:
         setattr(run, name, state[name])
-    for name in ("losses", "epochs"):  # written just before the checkpoint, perhaps again after it
-        rows = run_folder.read_log(folder.parent / f"{name}.csv")
+    for name, rows in run_folder.read_log(folder.parent).items():  # written before the checkpoint, perhaps again after
         setattr(run, name, [row for row in rows if row["step"] <= run.step])
     if not run.batch and processes.rank() == 0:  # a kill may have come before these
         _publish(run, folder)

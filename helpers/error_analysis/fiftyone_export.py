@@ -12,8 +12,6 @@ from helpers.files import require
 from helpers.index import open_split
 from helpers.metrics import Detections, ground_truth, load_detections
 
-EVALUATION = "eval"  # FiftyOne's name for its evaluation: fields eval, eval_tp, eval_fp, eval_fn, ...
-
 
 def run_dataset_name(cfg: Config) -> str:
     """The name of a run in FiftyOne's database, for ``fiftyone.load_dataset(name)``."""
@@ -26,9 +24,9 @@ def to_fiftyone(cfg: Config, threshold: float | None = None):
     ``threshold``: 05's best-F1 score by default; 0 takes every prediction, up to 100 a photo. ``ground_truth`` and
     ``predictions`` hold the boxes. A prediction is tagged with the type of its error (a key of TYPES), with "correct"
     or, where a crowd region excuses it, with "ignored"; an annotation with "missed" where 05 says so. So a tag is found
-    as often as its type in ``table_of_errors``. FiftyOne's COCO evaluation at IoU 0.5 is under ``eval``; it calls
-    predictions in crowd regions true positives. A dataset of an earlier call is replaced. Raises UserError when 01 or
-    04 has not run, and when FiftyOne's database does not start.
+    as often as its type in ``table_of_errors``. FiftyOne's COCO evaluation at IoU 0.5 is under ``eval``, ``eval_tp``
+    and so on; it calls predictions in crowd regions true positives. A dataset of an earlier call is replaced. Raises
+    UserError when 01 or 04 has not run, and when FiftyOne's database does not start.
     """
     detections = load_detections(require(cfg.run_dir / "detections_val2017.json", "04_evaluate"))
     index = open_split(cfg, "val2017")
@@ -53,7 +51,7 @@ def to_fiftyone(cfg: Config, threshold: float | None = None):
             add_coco_labels(dataset, field, records, gt["categories"], coco_id_field="image_id")
     if len(index):
         kind = {"method": "coco", "iou": 0.5, "classes": list(index.classes), "progress": False}
-        dataset.evaluate_detections("predictions", "ground_truth", EVALUATION, **kind)
+        dataset.evaluate_detections("predictions", "ground_truth", "eval", **kind)
     return dataset
 
 

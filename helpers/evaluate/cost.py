@@ -39,38 +39,29 @@ WARM_UP, REPEATS, SECONDS = 2, 30, 8.0  # calls before timing, timed ones at mos
 
 
 @torch.inference_mode()
-def cost_table(detector: Detector, batch: dict, autocast: Callable, device: torch.device | str = "cpu") -> pd.DataFrame:
-    """A row per quantity. ``batch``: B collated photos of ``eval_loader``; its first photo serves for batch 1.
+def cost_table(
+    detector: Detector, batches: Iterable[dict], autocast: Callable, device: torch.device | str = "cpu"
+) -> pd.DataFrame:
+    """A row per quantity. ``batches``: collated photos of ``eval_loader``, of which one batch holds a single photo.
 
     Time is that of normalising, the forward pass and post-processing, without reading and decoding photos.
     """
-    model, size = detector.model.to(device).eval(), len(batch["image_ids"])
+    model, batches = detector.model.to(device).eval(), {len(batch["image_ids"]): batch for batch in batches}
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     rows = [
         ("parameters", sum(p.numel() for p in model.parameters()) / 1e6, "million"),
         ("of them trained", trained / 1e6, "million"),
-        ("arithmetic, 1 photo", flops(detector, first(batch, 1), device) / 1e9, "GFLOP"),
+        ("arithmetic, 1 photo", flops(detector, batches[1], device) / 1e9, "GFLOP"),
     ]
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
-    for count in sorted({1, size}):
-        milliseconds = latency(detector, first(batch, count), autocast, device) * 1e3 / count
+    for count, batch in batches.items():
+        milliseconds = latency(detector, batch, autocast, device) * 1e3 / count
         for name, percent in (("median", 50), ("95th percentile", 95)):
             rows.append((f"time per photo, batch {count}, {name}", float(np.percentile(milliseconds, percent)), "ms"))
     where = "GPU" if torch.cuda.is_available() else "whole process"
     rows.append((f"peak memory of the {where}", peak_megabytes(), "MB"))
     return pd.DataFrame(rows, columns=["quantity", "value", "unit"]).set_index("quantity")
-
-
-def first(batch: dict, count: int) -> dict:
-    """The first ``count`` photos of a collated batch, cut to what they need without padding."""
-    names = ("pixel_values", "pixel_mask", "labels", "image_ids", "orig_sizes")
-    part = {name: batch[name][:count] for name in names if name in batch}
-    if "pixel_mask" in part:
-        height, width = int(part["pixel_mask"].any(dim=2).sum(1).max()), int(part["pixel_mask"].any(dim=1).sum(1).max())
-        part["pixel_mask"] = part["pixel_mask"][:, :height, :width]
-        part["pixel_values"] = part["pixel_values"][..., :height, :width]
-    return part
 
 
 def flops(detector: Detector, batch: dict, device: torch.device | str) -> int:

@@ -20,11 +20,6 @@ from helpers.train.faults import StopRequests
 from helpers.train.run_folder import process, read_log
 
 
-def wanted(cfg: Config) -> bool:
-    """Whether this process is to start others; one of them has no more to start."""
-    return cfg.processes > 1 and "WORLD_SIZE" not in os.environ
-
-
 def train_in_processes(cfg: Config, on_flush: Callable | None = None) -> list[str]:
     """Train ``cfg`` in ``cfg.processes`` processes to the end; what there is to say.
 

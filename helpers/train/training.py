@@ -9,6 +9,7 @@ the same.
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -88,7 +89,7 @@ def train(cfg: Config, on_flush: Callable[[Run], None] | None = None, paste: Cal
     process, when the data or the checkpoint is missing, for the faults that ``faults.explained`` knows, and when it is
     asked to stop (Ctrl-C, SIGTERM) after the checkpoint is written.
     """
-    if launch.wanted(cfg):
+    if cfg.processes > 1 and "WORLD_SIZE" not in os.environ:  # one of several has no more to start
         said = launch.train_in_processes(cfg, on_flush)
         run = build(cfg)
         _restore(run, cfg.run_dir / "checkpoint_last")

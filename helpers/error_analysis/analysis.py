@@ -105,8 +105,9 @@ def write_error_analysis(cfg: Config, index: CocoIndex, analysis: Analysis, per_
     folder = cfg.output_dir / "error_analysis"
     counts = dict(zip(TYPES.values(), count_types(analysis.errors)))
     write_json(folder / "tide.json", {"delta_ap": analysis.delta_ap, "counts": counts})
-    tables = {"errors": analysis.errors, "errors_at_threshold": analysis.shown, "by_trait": analysis.groups}
-    for name, table in {**tables, "photos": analysis.photos, "label_candidates": analysis.candidates}.items():
+    names = ("errors", "errors_at_threshold", "by_trait", "photos", "label_candidates")
+    tables = (analysis.errors, analysis.shown, analysis.groups, analysis.photos, analysis.candidates)
+    for name, table in zip(names, tables):
         write_atomic(folder / f"{name}.csv", table.to_csv(index=False))
     for name in TYPES:
         (folder / name).mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,7 @@ from helpers.error_analysis.tide import BOX, COVERING, Verdicts
 
 OUTCOMES = ("found", "classification", "localization", "missed")
 NINTHS = tuple(f"{row} {side}" for row in ("top", "middle", "bottom") for side in ("left", "centre", "right"))
-TRAITS = {  # trait: its groups, in the order of figures and tables, and the number from which on each next one is
+TRAITS = {  # trait: its groups, in the order of figures and tables, and the numbers at which the next ones begin
     "size": (("small", "medium", "large"), (32**2, 96**2)),
     "overlapping objects": (("none", "1 or 2", "3 or more"), (1, 3)),
     "objects in the photo": (("1 to 3", "4 to 9", "10 or more"), (4, 10)),

@@ -36,12 +36,6 @@ class QueryAttention:
     weights: np.ndarray  # [2, P], mean over the heads; a layer's add up to 1
     grid: tuple[int, int] | None  # rows and columns where the points are the cells of a map, P = rows · columns
 
-    def inside(self) -> np.ndarray:
-        """How much of each layer's attention falls into the predicted box, [2]."""
-        x0, y0, x1, y1 = self.box_xyxy
-        x, y = self.points[..., 0], self.points[..., 1]
-        return np.where((x0 <= x) & (x <= x1) & (y0 <= y) & (y <= y1), self.weights, 0).sum(axis=1)
-
 
 def telling_photo(index: CocoIndex) -> int:
     """Position of the photo whose third-largest object is the largest: something to see for three queries."""
@@ -94,8 +88,11 @@ def attention_table(queries: list[QueryAttention], classes: tuple[str, ...]) -> 
     """How much of the attention falls into the predicted box, and how much of the photo that box is, as fractions."""
     rows = []
     for query in queries:
-        x0, y0, x1, y1 = np.clip(query.box_xyxy, 0, 1)
-        rows.append((classes[query.label], query.score, *query.inside(), float((x1 - x0) * (y1 - y0))))
+        (left_top, right_bottom), points = query.box_xyxy.reshape(2, 2), query.points
+        inside = ((left_top <= points) & (points <= right_bottom)).all(axis=-1)  # [2, P]
+        width, height = right_bottom.clip(0, 1) - left_top.clip(0, 1)
+        shares = np.where(inside, query.weights, 0).sum(axis=1)
+        rows.append((classes[query.label], query.score, *shares, float(width * height)))
     columns = ["query", "score", "first layer, in the box", "last layer, in the box", "box, of the photo"]
     return pd.DataFrame(rows, columns=columns)
 

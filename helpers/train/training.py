@@ -9,6 +9,7 @@ the same.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import time
 from collections.abc import Callable
@@ -174,7 +175,7 @@ def _finish_epoch(run: Run, stop: StopRequests, board) -> None:
     share = slice(processes.rank(), None, processes.world())
     loader = eval_loader(run.val, detector.preprocess, cfg.batch_size, cfg.num_workers, share)
     bar = {"total": len(loader), "desc": "validation", "unit": "batch", "leave": False, "disable": board is None}
-    loader = tqdm(stop.until(loader), **bar, **BAR)
+    loader = tqdm(itertools.takewhile(lambda _: not stop.told, loader), **bar, **BAR)
     how = {"device": run.accelerator.device, "autocast": autocast(cfg.precision), "with_loss": True}
     categories = run.val.category_ids
     detections, parts = predict(run.eval_model, detector.processor, detector.preprocess, loader, categories, **how)

@@ -144,9 +144,8 @@ def _annotations(gt: dict) -> tuple[pd.DataFrame, pd.DataFrame]:
     area = np.array([a.get("area", w * h) for a, (_, _, w, h) in zip(records, bbox)], dtype=float)
     table = pd.DataFrame({"photo": photo, "label": label, "area": area, "annotation_id": ids, **dict(zip(BOX, bbox.T))})
     crowd = np.array([bool(a.get("iscrowd", 0)) for a in records], dtype=bool)
-    order = np.argsort(photo, kind="stable")
-    order = order[(photo[order] >= 0) & (label[order] >= 0)]
-    return tuple(table.iloc[order[crowd[order] == kind]].reset_index(drop=True) for kind in (False, True))
+    parts = (table[(photo >= 0) & (label >= 0) & (crowd == kind)] for kind in (False, True))
+    return tuple(part.sort_values("photo", kind="stable", ignore_index=True) for part in parts)
 
 
 def _predictions(gt: dict, detections: list[dict]) -> tuple[pd.DataFrame, int]:

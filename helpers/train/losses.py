@@ -60,10 +60,7 @@ def batched_loss(
 
     wanted = torch.full(logits.shape[:3], none, device=logits.device)  # [L, B, Q]
     wanted.view(-1)[queries] = classes.flatten()[slots]
-    weight = logits.new_ones(none + 1)
-    weight[none].fill_(config.eos_coefficient)
-    if "absent" in labels[0]:  # a process that has no photo for the step
-        weight.zero_()
+    weight = _class_weights(logits, labels, config)
     entropy = cross_entropy(logits.flatten(0, 2), wanted.flatten(), weight, reduction="none")  # [L * B * Q]
     found = (logits.argmax(-1) != none).sum(-1)  # [L, B]
     weights, count = _of_whole_batch(weight[wanted].flatten(1).sum(1), sum(sizes))
@@ -81,6 +78,13 @@ def batched_loss(
     rows = [dict(zip(parts, values)) for values in zip(*(part.unbind() for part in parts.values()))]
     named = {f"{name}_{i}": value for i, row in enumerate(rows[:-1]) for name, value in row.items()}
     return weighted.sum(), {**rows[-1], **named}, auxiliary
+
+
+def _class_weights(logits: Tensor, labels: list[dict], config) -> Tensor:
+    """[K + 1]; zero for a process that has no photo for the step."""
+    weight = logits.new_ones(config.num_labels + 1)
+    weight[config.num_labels].fill_(config.eos_coefficient)
+    return weight.zero_() if "absent" in labels[0] else weight
 
 
 def _both_formats(boxes_cxcywh: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ from helpers.boxes import xyxy_to_xywh
 from helpers.collator import sides
 from helpers.download.coco import read_index
 from helpers.engine import predict
-from helpers.evaluate.cost import first, flops
+from helpers.evaluate.cost import flops
 from helpers.files import UserError
 from helpers.model import backbone_of, backbone_parameters, freeze, parameter_groups
 from helpers.synthetic_data.probe import features
@@ -233,7 +233,7 @@ def test_other_notebooks_can_look_at_it(family, loaded, coco_source):
     """Its cost (04), what its backbone makes of a photo (06), where a query looks (03)."""
     asked = [p.requires_grad for p in loaded.model.parameters()]
     with torch.inference_mode():
-        assert flops(loaded, first(collated(loaded.preprocess, photos()), 1), "cpu") > 1e6
+        assert flops(loaded, collated(loaded.preprocess, photos()[:1]), "cpu") > 1e6
     assert asked == [p.requires_grad for p in loaded.model.parameters()]
     seen = features(loaded, photos()[0]["image"])
     assert len(seen) > 10 and np.isfinite(seen).all()

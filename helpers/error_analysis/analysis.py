@@ -53,6 +53,7 @@ class Analysis:
     """All tables of 05. ``errors`` takes every prediction, as TIDE does; the other tables those at the threshold."""
 
     verdicts: Verdicts
+    detections: Detections  # of the predictions at the threshold
     threshold: float  # the score with the best F1: 04's operating point
     f1: float
     errors: pd.DataFrame  # a row per error of all predictions: what AP, delta_ap and errors.csv are about
@@ -90,8 +91,9 @@ def analyse(gt: dict, detections: list[dict]) -> Analysis:
     groups = traits.group_table(verdicts, objects, best.threshold)
     photos = with_something(photo_table(matches, best.threshold))
     doubts = traits.label_candidates(verdicts, shown, objects, best.threshold)
+    above = verdicts.predictions.loc[verdicts.predictions["score"] >= best.threshold, "detection"]
     tables = (errors, shown, ap, gains(ap), objects, groups, photos, doubts)
-    return Analysis(verdicts, best.threshold, best.f1, *tables)
+    return Analysis(verdicts, Detections.of(detections).rows(above), best.threshold, best.f1, *tables)
 
 
 def write_error_analysis(cfg: Config, index: CocoIndex, analysis: Analysis, per_type: int = 12) -> dict:
@@ -136,15 +138,6 @@ def with_rivals(verdicts: Verdicts, errors: pd.DataFrame) -> pd.DataFrame:
     return errors.assign(rival=pd.Series(rivals, index=errors.index, dtype=object))
 
 
-def _as_detections(index: CocoIndex, analysis: Analysis) -> Detections:
-    """The predictions at the threshold as COCO results again."""
-    rows = analysis.verdicts.predictions
-    rows = rows[rows["score"] >= analysis.threshold]
-    image_ids = analysis.verdicts.photos["image_id"].to_numpy()[rows["photo"]]
-    labels = np.array(index.category_ids, np.int64)[rows["label"]]
-    return Detections(image_ids, labels, rows[BOX].to_numpy(float), rows["score"].to_numpy(float))
-
-
 def draw_figures(index: CocoIndex, analysis: Analysis) -> dict:
     """The figures of 05 by the name of their file; no photo twice among errors of one kind."""
     shown, candidates = analysis.shown, analysis.candidates.drop_duplicates(["question", "image_id"])
@@ -152,7 +145,6 @@ def draw_figures(index: CocoIndex, analysis: Analysis) -> dict:
     examples = pd.concat([once[once["type"] == name].head(4) for name in TYPES])
     confident = shown[shown["type"] != "missed"].drop_duplicates("image_id").head(12)
     small = shown[(shown["type"] == "missed") & (shown["area"] < 32**2)].drop_duplicates("image_id").head(8)
-    detections = _as_detections(index, analysis)
     worst = analysis.photos[analysis.photos["f1"] < 1].iloc[::-1].head(6)
     best = analysis.photos[analysis.photos["correct"] > 0]
     full = best[best["objects"] >= 3]  # the only object of a photo is soon found
@@ -167,7 +159,7 @@ def draw_figures(index: CocoIndex, analysis: Analysis) -> dict:
         "small_missed": crops.crop_grid(index, small),
         "confused_pairs": figures.pair_bars(traits.confused_pairs(shown)),
         "most_confident": crops.crop_grid(index, with_rivals(analysis.verdicts, confident)),
-        "best_photos": crops.photo_grid(index, best, detections),
-        "worst_photos": crops.photo_grid(index, worst, detections),
+        "best_photos": crops.photo_grid(index, best, analysis.detections),
+        "worst_photos": crops.photo_grid(index, worst, analysis.detections),
         "label_candidates": crops.crop_grid(index, candidates.groupby("question", sort=False).head(4)),
     }

@@ -7,12 +7,10 @@ import numpy as np
 from helpers.config import Config
 from helpers.download.zoo import open_database
 from helpers.error_analysis.analysis import analyse, table_of_errors
-from helpers.error_analysis.tide import BOX, Verdicts
+from helpers.error_analysis.tide import Verdicts
 from helpers.files import require
 from helpers.index import open_split
-from helpers.metrics import ground_truth, load_detections
-
-EVALUATION = "eval"  # FiftyOne's name for its evaluation: fields eval, eval_tp, eval_fp, eval_fn, ...
+from helpers.metrics import Detections, ground_truth, load_detections
 
 
 def run_dataset_name(cfg: Config) -> str:
@@ -26,9 +24,9 @@ def to_fiftyone(cfg: Config, threshold: float | None = None):
     ``threshold``: 05's best-F1 score by default; 0 takes every prediction, up to 100 a photo. ``ground_truth`` and
     ``predictions`` hold the boxes. A prediction is tagged with the type of its error (a key of TYPES), with "correct"
     or, where a crowd region excuses it, with "ignored"; an annotation with "missed" where 05 says so. So a tag is found
-    as often as its type in ``table_of_errors``. FiftyOne's COCO evaluation at IoU 0.5 is under ``eval``; it calls
-    predictions in crowd regions true positives. A dataset of an earlier call is replaced. Raises UserError when 01 or
-    04 has not run, and when FiftyOne's database does not start.
+    as often as its type in ``table_of_errors``. FiftyOne's COCO evaluation at IoU 0.5 is under ``eval``, ``eval_tp``
+    and so on; it calls predictions in crowd regions true positives. A dataset of an earlier call is replaced. Raises
+    UserError when 01 or 04 has not run, and when FiftyOne's database does not start.
     """
     detections = load_detections(require(cfg.run_dir / "detections_val2017.json", "04_evaluate"))
     index = open_split(cfg, "val2017")
@@ -47,17 +45,17 @@ def to_fiftyone(cfg: Config, threshold: float | None = None):
         for i, image_id in enumerate(index.image_ids)
     ]
     dataset.add_samples(samples, progress=False)
-    for field, records in zip(("ground_truth", "predictions"), _tagged(gt, analysis.verdicts, threshold)):
+    for field, records in zip(("ground_truth", "predictions"), _tagged(gt, detections, analysis.verdicts, threshold)):
         dataset.add_sample_field(field, fiftyone.EmbeddedDocumentField, embedded_doc_type=fiftyone.Detections)
         if records:
             add_coco_labels(dataset, field, records, gt["categories"], coco_id_field="image_id")
     if len(index):
         kind = {"method": "coco", "iou": 0.5, "classes": list(index.classes), "progress": False}
-        dataset.evaluate_detections("predictions", "ground_truth", EVALUATION, **kind)
+        dataset.evaluate_detections("predictions", "ground_truth", "eval", **kind)
     return dataset
 
 
-def _tagged(gt: dict, verdicts: Verdicts, threshold: float) -> tuple[list[dict], list[dict]]:
+def _tagged(gt: dict, detections: list[dict], verdicts: Verdicts, threshold: float) -> tuple[list[dict], list[dict]]:
     """The annotations and the predictions at the threshold as COCO's records; what COCO has no field for, tags among
     it, becomes an attribute of the box. (FiftyOne drops a record's ``area``: it stays under another name.)
     """
@@ -68,15 +66,9 @@ def _tagged(gt: dict, verdicts: Verdicts, threshold: float) -> tuple[list[dict],
     rows = verdicts.predictions[verdicts.predictions["score"] >= threshold]
     annotation_ids = np.append(verdicts.objects["annotation_id"], -1)[rows["object"]].tolist()
     predicted = [
-        {
-            "image_id": gt["images"][row["photo"]]["id"],
-            "category_id": gt["categories"][row["label"]]["id"],
-            "bbox": [row[side] for side in BOX],
-            "score": row["score"],
-            "iou": row["iou"],
-            "tags": [str(row["kind"])],
-            "annotation_id": annotation_id,
-        }
-        for row, annotation_id in zip(rows.to_dict("records"), annotation_ids)
+        {**record, "iou": iou, "tags": [kind], "annotation_id": annotation_id}
+        for record, iou, kind, annotation_id in zip(
+            Detections.of(detections).rows(rows["detection"]), rows["iou"], rows["kind"], annotation_ids
+        )
     ]
     return truth, predicted

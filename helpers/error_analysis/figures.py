@@ -14,8 +14,6 @@ from helpers.pictures.draw import Box, paint
 from helpers.pictures.grids import sheet
 
 COLOURS = dict(zip(("found", *TYPES), (GREEN, BLUE, ORANGE, PURPLE, SKY, GREY, VERMILLION)))
-INTERVAL = ("recall", "recall_low", "recall_high")  # columns
-PRECISION = ("precision", "precision_low", "precision_high")
 
 
 def type_bars(counts: pd.DataFrame) -> Figure:
@@ -57,10 +55,10 @@ def trait_panels(groups: pd.DataFrame) -> Figure:
             _position_map(ax, part)
             continue
         at, both = np.arange(len(part)), part["precision"].notna().any()
-        _bars(ax, at - 0.2 * both, part, INTERVAL, BLUE)
+        _bars(ax, at - 0.2 * both, part, "recall", BLUE)
         counts = [f"{n:,}" for n in part["objects"]]
         if both:
-            _bars(ax, at + 0.2, part, PRECISION, ORANGE)
+            _bars(ax, at + 0.2, part, "precision", ORANGE)
             counts = [f"{n} | {m:,.0f}" for n, m in zip(counts, part["predictions"])]
         ax.set_xticks(at, [f"{group}\n{n}" for group, n in zip(part["group"], counts)], fontsize=9)
         ax.set(title=trait, xlim=(-0.6, len(part) - 0.4), ylim=(0, 1.02))
@@ -69,9 +67,9 @@ def trait_panels(groups: pd.DataFrame) -> Figure:
     return figure
 
 
-def _bars(ax, at: np.ndarray, part: pd.DataFrame, columns: tuple[str, ...], colour: str) -> None:
-    bars = spread(*(part[column].to_numpy(float) for column in columns))
-    ax.bar(at, part[columns[0]], 0.38, color=colour, yerr=bars, capsize=3, label=f"{columns[0]}, 95 % interval")
+def _bars(ax, at: np.ndarray, part: pd.DataFrame, name: str, colour: str) -> None:
+    bars = spread(part[name], part[f"{name}_low"], part[f"{name}_high"])
+    ax.bar(at, part[name], 0.38, color=colour, yerr=bars, capsize=3, label=f"{name}, 95 % interval")
 
 
 def _position_map(ax, part: pd.DataFrame) -> None:
@@ -110,7 +108,7 @@ def size_curve(table: pd.DataFrame) -> Figure:
     if not len(table):
         return note("Nothing to show: no object is annotated.")
     figure, ax = chart(9, 3.6, ylim=(0, 1.02), ylabel="recall, 95 % interval")
-    bars = spread(*(table[column].to_numpy(float) for column in INTERVAL))
+    bars = spread(table["recall"], table["recall_low"], table["recall_high"])
     ax.errorbar(table["side"], table["recall"], yerr=bars, fmt="o-", color=BLUE, capsize=3)
     for edge, name in ((32, "small | medium"), (96, "medium | large")):
         ax.axvline(edge, color="black", linestyle=":", linewidth=1)

@@ -22,6 +22,7 @@ import pandas as pd
 
 from helpers.boxes import box_area, box_iou, intersection, xywh_to_xyxy
 from helpers.files import UserError
+from helpers.metrics import column
 
 TYPES = {
     "classification": "Cls",
@@ -136,27 +137,22 @@ def _numbers(gt: dict, records: list[dict]) -> tuple[np.ndarray, np.ndarray]:
     return tuple(np.array(numbers, dtype=int).reshape(-1, 2).T)
 
 
-def _bbox(records: list[dict]) -> np.ndarray:
-    return np.array([record["bbox"] for record in records], dtype=float).reshape(-1, 4)
-
-
 def _annotations(gt: dict) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Objects and crowd regions, each sorted by photo (stable: COCO's order within a photo)."""
     records = gt["annotations"]
-    (photo, label), bbox = _numbers(gt, records), _bbox(records)
+    (photo, label), bbox, ids = _numbers(gt, records), column(records, "bbox"), column(records, "id")
     area = np.array([a.get("area", w * h) for a, (_, _, w, h) in zip(records, bbox)], dtype=float)
-    ids = np.array([a["id"] for a in records], dtype=np.int64)
     table = pd.DataFrame({"photo": photo, "label": label, "area": area, "annotation_id": ids, **dict(zip(BOX, bbox.T))})
     crowd = np.array([bool(a.get("iscrowd", 0)) for a in records], dtype=bool)
-    order = np.argsort(photo, kind="stable")
-    order = order[(photo[order] >= 0) & (label[order] >= 0)]
-    return tuple(table.iloc[order[crowd[order] == kind]].reset_index(drop=True) for kind in (False, True))
+    parts = (table[(photo >= 0) & (label >= 0) & (crowd == kind)] for kind in (False, True))
+    return tuple(part.sort_values("photo", kind="stable", ignore_index=True) for part in parts)
 
 
 def _predictions(gt: dict, detections: list[dict]) -> tuple[pd.DataFrame, int]:
     """The ``PER_PHOTO`` most confident detections of each photo, and how many others there were."""
     photo, label = _numbers(gt, detections)
-    score, bbox = np.array([d["score"] for d in detections], dtype=float), _bbox(detections)
+    score, bbox = (np.array([d[name] for d in detections], dtype=float) for name in ("score", "bbox"))
+    bbox = bbox.reshape(-1, 4)
     for wrong, what in (
         (photo < 0, "a photo that is not in the validation set"),
         (label < 0, "an unknown category"),

@@ -9,13 +9,14 @@ from helpers.boxes import box_iou, xywh_to_xyxy
 from helpers.error_analysis.tide import BOX, COVERING, Verdicts
 
 OUTCOMES = ("found", "classification", "localization", "missed")
-TRAITS = {  # trait: its groups, in the order of figures and tables
-    "size": ("small", "medium", "large"),
-    "overlapping objects": ("none", "1 or 2", "3 or more"),
-    "objects in the photo": ("1 to 3", "4 to 9", "10 or more"),
-    "border": ("inside", "at the border"),
-    "shape": ("tall", "balanced", "wide"),
-    "position": tuple(f"{row} {side}" for row in ("top", "middle", "bottom") for side in ("left", "centre", "right")),
+NINTHS = tuple(f"{row} {side}" for row in ("top", "middle", "bottom") for side in ("left", "centre", "right"))
+TRAITS = {  # trait: its groups, in the order of figures and tables, and the numbers at which the next ones begin
+    "size": (("small", "medium", "large"), (32**2, 96**2)),
+    "overlapping objects": (("none", "1 or 2", "3 or more"), (1, 3)),
+    "objects in the photo": (("1 to 3", "4 to 9", "10 or more"), (4, 10)),
+    "border": (("inside", "at the border"), (1,)),
+    "shape": (("tall", "balanced", "wide"), (0.5, 2.0)),
+    "position": (NINTHS, range(1, 9)),
 }
 TRAIT_RULES = {
     "size": "area below 32², below 96², or more, in pixels of the original photo: COCO's rule "
@@ -35,15 +36,15 @@ def object_table(verdicts: Verdicts, threshold: float) -> pd.DataFrame:
     """
     objects = verdicts.objects
     about = verdicts.shown(threshold)
-    about = about[about["kind"].isin(COVERING)].sort_values("score", ascending=False, kind="stable")
-    about = about.assign(wrong=about["kind"] != "correct").sort_values("wrong", kind="stable")
+    about = about[about["kind"].isin(COVERING)].assign(wrong=about["kind"] != "correct")
+    about = about.sort_values(["wrong", "score"], ascending=[True, False])  # stable, as sorting by several columns is
     outcome = about.drop_duplicates("object").set_index("object")["kind"].astype(object).replace("correct", "found")
     outcome = outcome.reindex(range(len(objects))).fillna("missed")
-    table = objects[["annotation_id", "area", *BOX]].assign(**_traits(verdicts, objects, objects["area"]))
+    sizes = {"size": objects["area"], "overlapping objects": _overlapping(verdicts)}
+    table = objects[["annotation_id", "area", *BOX]].assign(**_traits(verdicts, objects, sizes))
     table["image_id"] = verdicts.photos["image_id"].to_numpy()[objects["photo"]]
     table["class"] = np.array(verdicts.classes, dtype=object)[objects["label"]]
     table["outcome"] = pd.Categorical(outcome, OUTCOMES)
-    table["overlapping objects"] = _binned(_overlapping(verdicts), (1, 3), TRAITS["overlapping objects"])
     return table
 
 
@@ -55,25 +56,20 @@ def _overlapping(verdicts: Verdicts) -> np.ndarray:
     return np.concatenate(counts) if counts else np.zeros(0, int)
 
 
-def _binned(values, edges, names) -> pd.Categorical:
-    return pd.Categorical.from_codes(np.digitize(np.asarray(values), edges), names, ordered=True)
-
-
-def _traits(verdicts: Verdicts, rows: pd.DataFrame, area: pd.Series) -> dict[str, pd.Categorical]:
-    """The traits that annotations and predictions share; ``rows`` has photo and the bbox columns."""
+def _traits(verdicts: Verdicts, rows: pd.DataFrame, numbers: dict) -> dict[str, pd.Categorical]:
+    """The traits of ``rows``, which have photo and the bbox columns: those that annotations and predictions share, and
+    those whose ``numbers`` are given.
+    """
     width, height = (verdicts.photos[side].to_numpy()[rows["photo"]] for side in ("width", "height"))
     x, y, w, h = (rows[side].to_numpy() for side in BOX)
     at_border = (x <= 0.01 * width) | (y <= 0.01 * height) | (x + w >= 0.99 * width) | (y + h >= 0.99 * height)
     column = np.digitize((x + w / 2) / np.maximum(width, 1), (1 / 3, 2 / 3))
     row = np.digitize((y + h / 2) / np.maximum(height, 1), (1 / 3, 2 / 3))
     per_photo = np.bincount(verdicts.objects["photo"], minlength=len(verdicts.photos))
-    return {
-        "size": _binned(area, (32**2, 96**2), TRAITS["size"]),
-        "objects in the photo": _binned(per_photo[rows["photo"]], (4, 10), TRAITS["objects in the photo"]),
-        "border": pd.Categorical.from_codes(at_border.astype(int), TRAITS["border"], ordered=True),
-        "shape": _binned(w / np.maximum(h, 1e-9), (0.5, 2.0), TRAITS["shape"]),
-        "position": pd.Categorical.from_codes(3 * row + column, TRAITS["position"], ordered=True),
-    }
+    numbers = {**numbers, "objects in the photo": per_photo[rows["photo"]], "border": at_border}
+    numbers |= {"shape": w / np.maximum(h, 1e-9), "position": 3 * row + column}
+    codes = {trait: np.digitize(number, TRAITS[trait][1]) for trait, number in numbers.items()}
+    return {trait: pd.Categorical.from_codes(code, TRAITS[trait][0], ordered=True) for trait, code in codes.items()}
 
 
 def group_table(verdicts: Verdicts, objects: pd.DataFrame, threshold: float) -> pd.DataFrame:
@@ -83,9 +79,9 @@ def group_table(verdicts: Verdicts, objects: pd.DataFrame, threshold: float) -> 
     group. NaN where a group is empty; how many annotations overlap is known for annotations alone.
     """
     shown = verdicts.shown(threshold)
-    shown = shown.assign(**_traits(verdicts, shown, shown["w"] * shown["h"]))
+    shown = shown.assign(**_traits(verdicts, shown, {"size": shown["w"] * shown["h"]}))
     parts = []
-    for trait, groups in TRAITS.items():
+    for trait, (groups, _) in TRAITS.items():
         part = pd.DataFrame({"trait": trait, "group": groups})
         part["objects"], part["found"] = _count(objects[trait], objects["outcome"] == "found")
         if trait in shown:

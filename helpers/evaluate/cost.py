@@ -39,22 +39,24 @@ WARM_UP, REPEATS, SECONDS = 2, 30, 8.0  # calls before timing, timed ones at mos
 
 
 @torch.inference_mode()
-def cost_table(detector: Detector, batch: dict, autocast: Callable, device: torch.device | str = "cpu") -> pd.DataFrame:
-    """A row per quantity. ``batch``: B collated photos of ``eval_loader``; its first photo serves for batch 1.
+def cost_table(
+    detector: Detector, batches: Iterable[dict], autocast: Callable, device: torch.device | str = "cpu"
+) -> pd.DataFrame:
+    """A row per quantity. ``batches``: collated photos of ``eval_loader``, of which one batch holds a single photo.
 
     Time is that of normalising, the forward pass and post-processing, without reading and decoding photos.
     """
-    model, size = detector.model.to(device).eval(), len(batch["image_ids"])
+    model, batches = detector.model.to(device).eval(), {len(batch["image_ids"]): batch for batch in batches}
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     rows = [
         ("parameters", sum(p.numel() for p in model.parameters()) / 1e6, "million"),
         ("of them trained", trained / 1e6, "million"),
-        ("arithmetic, 1 photo", flops(detector, first(batch, 1), device) / 1e9, "GFLOP"),
+        ("arithmetic, 1 photo", flops(detector, batches[1], device) / 1e9, "GFLOP"),
     ]
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
-    for count in sorted({1, size}):
-        milliseconds = latency(detector, first(batch, count), autocast, device) * 1e3 / count
+    for count, batch in batches.items():
+        milliseconds = latency(detector, batch, autocast, device) * 1e3 / count
         for name, percent in (("median", 50), ("95th percentile", 95)):
             rows.append((f"time per photo, batch {count}, {name}", float(np.percentile(milliseconds, percent)), "ms"))
     where = "GPU" if torch.cuda.is_available() else "whole process"
@@ -62,25 +64,14 @@ def cost_table(detector: Detector, batch: dict, autocast: Callable, device: torc
     return pd.DataFrame(rows, columns=["quantity", "value", "unit"]).set_index("quantity")
 
 
-def first(batch: dict, count: int) -> dict:
-    """The first ``count`` photos of a collated batch, cut to what they need without padding."""
-    part = {name: batch[name][:count] for name in ("pixel_values", "sizes", "labels", "image_ids", "orig_sizes")}
-    height, width = map(max, zip(*part["sizes"]))
-    return {**part, "pixel_values": part["pixel_values"][..., :height, :width]}
-
-
 def flops(detector: Detector, batch: dict, device: torch.device | str) -> int:
     """Floating-point operations of a forward pass: two for each multiply-add of a convolution or matrix product.
 
     Counted by ``torch.utils.flop_counter``; normalisation, activations and grid sampling are not in it.
     """
-    inputs = _inputs(detector.preprocess, batch, device)
-    trained = [parameter for parameter in detector.model.parameters() if parameter.requires_grad]
-    detector.model.requires_grad_(False)  # without gradients the counter stumbles over parameters that want one
-    with FlopCounterMode(display=False) as counter:
-        detector.model(**inputs)
-    for parameter in trained:
-        parameter.requires_grad_(True)
+    # without gradients the counter stumbles over parameters that want one
+    with torch.inference_mode(False), torch.enable_grad(), FlopCounterMode(display=False) as counter:
+        detector.model(**_inputs(detector.preprocess, batch, device))
     return int(counter.get_total_flops())
 
 

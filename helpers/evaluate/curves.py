@@ -3,7 +3,7 @@
 Everything here is at IoU 0.5 unless said otherwise, and works from :class:`helpers.evaluate.matching.Matches`.
 """
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -33,8 +33,7 @@ def precision_recall(matches: Matches, k: int) -> np.ndarray:
     return np.append(best, 0.0)[np.minimum(place, len(best))]
 
 
-@dataclass(frozen=True)
-class Operating:
+class Operating(NamedTuple):
     """What a detector does when only detections with ``score >= threshold`` are shown (micro average of classes)."""
 
     threshold: float

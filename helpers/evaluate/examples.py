@@ -8,6 +8,7 @@ import pandas as pd
 from helpers.evaluate.curves import with_something
 from helpers.files import write_atomic
 from helpers.index import CocoIndex
+from helpers.metrics import Detections
 from helpers.pictures.draw import draw
 
 KINDS = ("best", "typical", "worst")
@@ -36,16 +37,13 @@ def write_examples(
     chosen = pick_examples(photos)
     position = {int(image_id): i for i, image_id in enumerate(index.image_ids)}
     scores = photos.set_index("image_id")
-    of_photo: dict[int, list[dict]] = {image_id: [] for _, image_id in chosen}
-    for row in detections:
-        if row["image_id"] in of_photo:
-            of_photo[row["image_id"]].append(row)
+    found = Detections.of(detections)
     for kind in KINDS:
         for old in folder.glob(f"{kind}_[0-9]*.jpg"):
             old.unlink()
     pictures = []
     for number, (kind, image_id) in enumerate(chosen):
-        jpeg = draw(index, position[image_id], of_photo[image_id], threshold)
+        jpeg = draw(index, position[image_id], found.rows(found.image_id == image_id), threshold)
         write_atomic(folder / f"{kind}_{number:02d}_{image_id:012d}.jpg", jpeg)
         row = scores.loc[image_id]
         counts = f"{row['correct']:.0f} right, {row['false']:.0f} wrong, {row['missed']:.0f} missed"

@@ -10,7 +10,7 @@ from PIL import Image
 from helpers.evaluate.bootstrap import RECALLS
 from helpers.evaluate.comparison import Result
 from helpers.evaluate.curves import Operating, precision_recall
-from helpers.pictures.charts import chart, heat_map, plain
+from helpers.pictures.charts import chart, heat_map, panels, plain
 from helpers.pictures.colours import BLUE, GREEN, GREY, VERMILLION
 from helpers.pictures.grids import sheet, tile
 
@@ -24,8 +24,7 @@ def pr_figure(start: Result, result: Result) -> Figure:
     classes = sorted(np.argsort(-counts, kind="stable")[:PANELS].tolist())
     columns = min(4, len(classes))
     rows = -(-len(classes) // columns)
-    figure = Figure(figsize=(11, 2.5 * rows + 0.7), layout="constrained")
-    axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    figure, axes = panels(11, 2.5 * rows + 0.7, rows, columns, sharex=True, sharey=True, squeeze=False)
     for ax, k in zip(axes.flat, classes):
         for each, style, colour, width in ((start, "--", GREY, 1.4), (result, "-", BLUE, 2.0)):
             ax.plot(RECALLS, precision_recall(each.matches, k), style, color=colour, linewidth=width, label=each.name)
@@ -80,8 +79,7 @@ def score_figure(curves: pd.DataFrame, best: Operating) -> Figure:
 
 def reliability_figure(bins: pd.DataFrame, error: float) -> Figure:
     """Accuracy against confidence, and how many detections each score bin holds; of ``reliability``."""
-    figure = Figure(figsize=(9, 3.8), layout="constrained")
-    left, right = figure.subplots(1, 2)
+    figure, (left, right) = panels(9, 3.8, 1, 2)
     filled, width = bins[bins["count"] > 0], bins["high"] - bins["low"]
     left.plot([0, 1], [0, 1], "--", color=GREY, label="perfectly calibrated")
     blue = {"color": BLUE, "alpha": 0.35, "edgecolor": BLUE}
@@ -106,8 +104,7 @@ def confusion_figure(matrix: pd.DataFrame, threshold: float) -> Figure:
     matrix = _largest(matrix, 20)
     counts, n = matrix.to_numpy(), len(matrix)
     side = min(4.2 + 0.45 * n, 12)
-    figure = Figure(figsize=(side + 0.8, side), layout="constrained")
-    ax = figure.subplots()
+    figure, ax = panels(side + 0.8, side)
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     image = heat_map(ax, share, lambda i, j: f"{counts[i, j]:,}" if n <= 16 and counts[i, j] else "", aspect="equal")
     names = [plain(name) for name in matrix.index[:-1]]
@@ -138,17 +135,15 @@ def _largest(matrix: pd.DataFrame, most: int) -> pd.DataFrame:
 
 def price_figure(table: pd.DataFrame) -> Figure:
     """mAP against time and against size, a dot per run; ``table`` of ``price_table``. Filled: worth their time."""
-    figure = Figure(figsize=(11, 4.2), layout="constrained")
-    for ax, column, label in zip(
-        figure.subplots(1, 2, sharey=True), ("ms", "parameters"), ("milliseconds a photo", "million parameters")
-    ):
+    figure, axes = panels(11, 4.2, 1, 2, sharey=True)
+    for ax, column, label in zip(axes, ("ms", "parameters"), ("milliseconds a photo", "million parameters")):
         for run, row in table.iterrows():
             ax.plot(row[column], row["mAP"], "o", color=BLUE, markersize=8, fillstyle="full" if row["best"] else "none")
             ax.annotate(plain(run), (row[column], row["mAP"]), xytext=(7, 5), textcoords="offset points", fontsize=9)
         ax.set_xlim(0, table[column].max() * 1.35)
         ax.set_xlabel(label)
         ax.grid(alpha=0.3)
-    figure.axes[0].set(ylabel="mAP", ylim=(0, max(table["mAP"].max() * 1.15, 0.01)))
+    axes[0].set(ylabel="mAP", ylim=(0, max(table["mAP"].max() * 1.15, 0.01)))
     figure.suptitle("What AP costs: filled dots are runs that no other one beats in less time", fontsize=12)
     return figure
 

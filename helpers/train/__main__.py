@@ -8,29 +8,21 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-import pandas as pd
 from torch import distributed
 
 from helpers import cli
-from helpers.engine import Run
-from helpers.files import write_atomic
-from helpers.train import processes
+from helpers.train import processes, run_folder
 from helpers.train.training import train
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     cfg = cli.config_of("helpers.train", "Train one run, in one process or under torchrun.", argv)
-    run = train(cfg, on_flush=_keep)
+    run = train(cfg, on_flush=run_folder.write_log)  # for who watches from outside
     if processes.rank() == 0:
         sys.stdout.writelines(f"{note}\n" for note in run.notes)
     if processes.several():
         distributed.destroy_process_group()
     return 0
-
-
-def _keep(run: Run) -> None:
-    """The log as far as it is known, for who watches from outside; a resumed run takes what its checkpoint covers."""
-    write_atomic(run.cfg.run_dir / "losses.csv", pd.DataFrame(run.losses).to_csv(index=False))
 
 
 if __name__ == "__main__":

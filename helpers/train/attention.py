@@ -5,7 +5,7 @@ Deformable DETR read their feature maps at a few points around the query's box a
 (https://arxiv.org/abs/2010.04159). Which of the two a model does shows in what it returns.
 """
 
-import contextlib
+import copy
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
-from torchvision.ops import box_iou
+from torchvision.ops import nms
 
 from helpers.boxes import cxcywh_to_xyxy
 from helpers.dataset import CocoDetection, read_image
@@ -35,12 +35,6 @@ class QueryAttention:
     points: np.ndarray  # [2, P, 2] (x, y): first and last layer
     weights: np.ndarray  # [2, P], mean over the heads; a layer's add up to 1
     grid: tuple[int, int] | None  # rows and columns where the points are the cells of a map, P = rows · columns
-
-    def inside(self) -> np.ndarray:
-        """How much of each layer's attention falls into the predicted box, [2]."""
-        x0, y0, x1, y1 = self.box_xyxy
-        x, y = self.points[..., 0], self.points[..., 1]
-        return np.where((x0 <= x) & (x <= x1) & (y0 <= y) & (y <= y1), self.weights, 0).sum(axis=1)
 
 
 def telling_photo(index: CocoIndex) -> int:
@@ -65,23 +59,25 @@ def query_attention(detector: Detector, index: CocoIndex, i: int, n=3) -> tuple[
         raise UserError(f"{index.file_names[i]} cannot be read: see notebook 02_sanity.")
     inputs = detector.preprocess.to_device(batch, detector.model.device)
     inputs.pop("labels")
-    sampled, decoder = _SampledPoints(), getattr(detector.model.base_model, "decoder", nn.Identity())
+    model = copy.deepcopy(detector.model)  # fused attention returns no weights, and the detector's own stays as it is
+    model.set_attn_implementation("eager")
+    sampled, decoder = _SampledPoints(), getattr(model.base_model, "decoder", nn.Identity())
     anew = decoder.register_forward_pre_hook(lambda *_: sampled.grids.clear())  # Deformable DETR's encoder samples too
-    with _attention_weights(detector.model), sampled, anew:
-        output = detector.model(**inputs, output_attentions=True)
+    with sampled, anew:
+        output = model(**inputs, output_attentions=True)
     given = getattr(output, "cross_attentions", None) or ()
     layers = [weights.float().cpu() for weights in given if weights is not None]
     if not layers:
-        raise UserError(f"{type(detector.model).__name__} does not return its attention; leave this cell out.")
+        raise UserError(f"{type(model).__name__} does not return its attention; leave this cell out.")
     logits = output.logits[0].float().cpu()  # [Q, K], with DETR's no-object column [Q, K + 1]
-    scores = logits.softmax(-1)[:, :-1] if logits.shape[1] > detector.model.config.num_labels else logits.sigmoid()
+    scores = logits.softmax(-1)[:, :-1] if logits.shape[1] > model.config.num_labels else logits.sigmoid()
     boxes_xyxy = cxcywh_to_xyxy(output.pred_boxes[0].float().cpu(), 1, 1)
     if sampled.grids:
         where, weights, grid = _deformable(layers, sampled.grids)
     else:
         where, weights, grid = _dense(layers, batch["pixel_values"].shape[2:])
     chosen = []
-    for q in _apart(boxes_xyxy, scores.amax(1), n):
+    for q in nms(boxes_xyxy, scores.amax(1), 0.5)[:n].tolist():
         looked = (np.stack([layer[q] for layer in layers]) for layers in (where, weights))
         found = boxes_xyxy[q].numpy(), int(scores[q].argmax()), float(scores[q].max())
         chosen.append(QueryAttention(*found, *looked, grid))
@@ -92,19 +88,13 @@ def attention_table(queries: list[QueryAttention], classes: tuple[str, ...]) -> 
     """How much of the attention falls into the predicted box, and how much of the photo that box is, as fractions."""
     rows = []
     for query in queries:
-        x0, y0, x1, y1 = np.clip(query.box_xyxy, 0, 1)
-        rows.append((classes[query.label], query.score, *query.inside(), float((x1 - x0) * (y1 - y0))))
+        (left_top, right_bottom), points = query.box_xyxy.reshape(2, 2), query.points
+        inside = ((left_top <= points) & (points <= right_bottom)).all(axis=-1)  # [2, P]
+        width, height = right_bottom.clip(0, 1) - left_top.clip(0, 1)
+        shares = np.where(inside, query.weights, 0).sum(axis=1)
+        rows.append((classes[query.label], query.score, *shares, float(width * height)))
     columns = ["query", "score", "first layer, in the box", "last layer, in the box", "box, of the photo"]
     return pd.DataFrame(rows, columns=columns)
-
-
-def _apart(boxes_xyxy: torch.Tensor, scores: torch.Tensor, n: int) -> list[int]:
-    """The ``n`` most confident queries, without those that lie (IoU of 0.5 or more) on a more confident one."""
-    chosen: list[int] = []
-    for q in scores.argsort(descending=True, stable=True).tolist():
-        if len(chosen) < n and (not chosen or box_iou(boxes_xyxy[[q]], boxes_xyxy[chosen]).max() < 0.5):
-            chosen.append(q)
-    return chosen
 
 
 def _dense(layers: list[torch.Tensor], size: tuple[int, int]) -> tuple[list, list, tuple[int, int]]:
@@ -145,15 +135,3 @@ class _SampledPoints(TorchFunctionMode):
         if function is F.grid_sample:
             self.grids.append((args[1] if len(args) > 1 else kwargs["grid"]).float().cpu())
         return function(*args, **(kwargs or {}))
-
-
-@contextlib.contextmanager
-def _attention_weights(model):
-    """The plain implementation of attention for a while: fused ones return no weights. A backbone has its own."""
-    parts = {name: getattr(model.config, name, None) for name in model.config.sub_configs}
-    before = {name: part._attn_implementation for name, part in {"": model.config, **parts}.items() if part is not None}
-    model.set_attn_implementation("eager")
-    try:
-        yield
-    finally:
-        model.set_attn_implementation(before)

@@ -14,8 +14,7 @@ from pathlib import Path
 import numpy as np
 import orjson
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from helpers.files import UserError, link_or_copy, sha256, write_json
 from helpers.train.processes import rank
@@ -124,8 +123,7 @@ def save_state(folder: Path, model, optimizer, scaler, progress: dict, states: l
 def load_state(folder: Path, model, optimizer, scaler) -> dict:
     """Put a saved state back; returns what :func:`save_state` wrote as JSON, ``progress`` in it."""
     saved = orjson.loads((folder / "trainer_state.json").read_bytes())
-    with safe_open(folder / "trainer_state.safetensors", "pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  it is no dict
+    tensors = load_file(folder / "trainer_state.safetensors")
     with torch.no_grad():
         for name, tensor in _weights(model).items():
             tensor.copy_(tensors[f"model.{name}"])
@@ -151,8 +149,7 @@ def load_state(folder: Path, model, optimizer, scaler) -> dict:
             torch.cuda.set_rng_state(tensors[f"rng.cuda{mark}"])
         version, numbers, gauss = saved[f"rng_python{mark}"]
         random.setstate((version, tuple(numbers), gauss))
-        name, key, *rest = saved[f"rng_numpy{mark}"]
-        np.random.set_state((name, np.array(key, dtype=np.uint32), *rest))
+        np.random.set_state(saved[f"rng_numpy{mark}"])
     return saved
 
 

@@ -61,13 +61,9 @@ def channels_last(model: nn.Module, weights: bool) -> None:
     """
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
-            module.register_forward_pre_hook(_input_channels_last)
+            module.register_forward_pre_hook(lambda _, inputs: inputs[0].contiguous(memory_format=torch.channels_last))
             if weights:
                 module.to(memory_format=torch.channels_last)
-
-
-def _input_channels_last(_: nn.Module, inputs: tuple[torch.Tensor]) -> torch.Tensor:
-    return inputs[0].contiguous(memory_format=torch.channels_last)
 
 
 @torch.no_grad()
@@ -90,13 +86,10 @@ def fold_norms(model: nn.Module) -> int:
         bias = 0 if convolution.bias is None else convolution.bias
         scale_of_rows, shift = scale[:, None, None, None], norm.bias + (bias - norm.running_mean) * scale
         convolution.register_buffer("folded_shift", shift.detach().clone(), persistent=False)
-        if convolution.weight.requires_grad:
-            convolution.register_buffer("folded_scale", scale_of_rows.detach().clone(), persistent=False)
-            convolution.forward = types.MethodType(_folded, convolution)
-        else:
-            product = (convolution.weight * scale_of_rows).detach().clone()
-            convolution.register_buffer("folded_weight", product, persistent=False)
-            convolution.forward = types.MethodType(_folded_once, convolution)
+        convolution.folded_once = not convolution.weight.requires_grad
+        factor = convolution.weight * scale_of_rows if convolution.folded_once else scale_of_rows
+        convolution.register_buffer("folded_factor", factor.detach().clone(), persistent=False)
+        convolution.forward = types.MethodType(_folded, convolution)
         norm.forward = types.MethodType(_only_activation, norm)
     return len(pairs)
 
@@ -127,12 +120,8 @@ def _pairs(backbone: nn.Module, like: torch.Tensor) -> list[tuple[nn.Conv2d, nn.
 
 
 def _folded(self: nn.Conv2d, x: torch.Tensor) -> torch.Tensor:
-    weight = self.weight * self.folded_scale
+    weight = self.folded_factor if self.folded_once else self.weight * self.folded_factor
     return F.conv2d(x, weight, self.folded_shift, self.stride, self.padding, self.dilation, self.groups)
-
-
-def _folded_once(self: nn.Conv2d, x: torch.Tensor) -> torch.Tensor:
-    return F.conv2d(x, self.folded_weight, self.folded_shift, self.stride, self.padding, self.dilation, self.groups)
 
 
 def _only_activation(self: nn.Module, x: torch.Tensor) -> torch.Tensor:

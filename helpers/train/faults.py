@@ -7,7 +7,7 @@ import errno
 import re
 import signal
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import orjson
@@ -124,13 +124,6 @@ class StopRequests:
     def __exit__(self, *_) -> None:
         for number, handler in self.old.items():
             signal.signal(number, handler)
-
-    def until(self, items: Iterable) -> Iterator:
-        """The items, up to a stop request."""
-        for item in items:
-            if self.told:
-                return
-            yield item
 
 
 def save_batch(folder: Path, batch: dict, step: int) -> Path:

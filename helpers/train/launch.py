@@ -15,14 +15,9 @@ import torch
 from joblib import cpu_count
 
 from helpers.config import Config, as_text
-from helpers.files import ROOT, UserError, read_table
+from helpers.files import ROOT, UserError
 from helpers.train.faults import StopRequests
-from helpers.train.run_folder import process
-
-
-def wanted(cfg: Config) -> bool:
-    """Whether this process is to start others; one of them has no more to start."""
-    return cfg.processes > 1 and "WORLD_SIZE" not in os.environ
+from helpers.train.run_folder import process, read_log
 
 
 def train_in_processes(cfg: Config, on_flush: Callable | None = None) -> list[str]:
@@ -61,7 +56,7 @@ def train_in_processes(cfg: Config, on_flush: Callable | None = None) -> list[st
 
 def _watched(started: subprocess.Popen, stop: StopRequests, cfg: Config, on_flush: Callable | None) -> str:
     """What the processes write to standard output until they end."""
-    log, seen, told = cfg.run_dir / "losses.csv", None, False
+    table, seen, told = cfg.run_dir / "losses.csv", None, False
     while True:
         try:
             return started.communicate(timeout=1)[0]
@@ -71,13 +66,7 @@ def _watched(started: subprocess.Popen, stop: StopRequests, cfg: Config, on_flus
             told = True  # the processes themselves: torchrun would kill them after half a minute
             for worker in psutil.Process(started.pid).children():
                 worker.terminate()
-        now = log.stat().st_mtime_ns if log.is_file() else None
-        if on_flush and now != seen and log.stat().st_size > 1:
-            epochs = log.with_name("epochs.csv")
-            rows = [read_table(table).to_dict("records") if _filled(table) else [] for table in (log, epochs)]
-            on_flush(SimpleNamespace(losses=rows[0], epochs=rows[1], step=0, total_steps=1))
+        now = table.stat().st_mtime_ns if table.is_file() else None
+        if on_flush and now != seen and (log := read_log(cfg.run_dir))["losses"]:
+            on_flush(SimpleNamespace(**log, step=0, total_steps=1))
         seen = now
-
-
-def _filled(table) -> bool:
-    return table.is_file() and table.stat().st_size > 1

@@ -6,13 +6,16 @@ import shutil
 from pathlib import Path
 
 import orjson
+import pandas as pd
 import psutil
 
 from helpers.config import Config
-from helpers.files import UserError, locked
+from helpers.engine import Run
+from helpers.files import UserError, locked, read_table, write_atomic
 from helpers.train import checkpoints
 from helpers.train.processes import rank, world
 
+LOGS = ("losses", "epochs")  # of a run, tables in its folder
 # What decides over an epoch's batches
 ORDER = ("batch_size", "processes", "grad_accumulation", "seed", "max_train_images", "data_source")
 TAKEN = (*ORDER, "image_size", "epochs", "augment", "scheduler", "warmup_ratio", "clip_norm", "ema", "precision")
@@ -97,6 +100,19 @@ def empty(cfg: Config) -> None:
     cfg.run_dir.mkdir(parents=True)
     for folder in (old, cfg.output_dir / "runs" / cfg.run_name):
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def write_log(run: Run) -> None:
+    """losses.csv and epochs.csv as far as they are known; a resumed run takes what its checkpoint covers."""
+    for name in LOGS:
+        write_atomic(run.cfg.run_dir / f"{name}.csv", pd.DataFrame(getattr(run, name)).to_csv(index=False))
+
+
+def read_log(run_dir: Path) -> dict[str, list[dict]]:
+    """The rows of :func:`write_log` by name; none where there is no file, or none in it."""
+    tables = {name: run_dir / f"{name}.csv" for name in LOGS}
+    filled = {name for name, table in tables.items() if table.is_file() and table.stat().st_size > 1}
+    return {name: read_table(tables[name]).to_dict("records") if name in filled else [] for name in LOGS}
 
 
 def _same_cell_again(cfg: Config) -> bool:

@@ -9,6 +9,8 @@ the same.
 from __future__ import annotations
 
 import contextlib
+import itertools
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +26,7 @@ from tqdm import tqdm
 from helpers.config import Config
 from helpers.devices import autocast, environment, peak_megabytes, pick_device, resolve_precision, set_up
 from helpers.engine import Run, eval_loader, predict, train_epoch
-from helpers.files import UserError, read_table, write_atomic, write_json
+from helpers.files import UserError, write_json
 from helpers.index import open_split
 from helpers.metrics import Detections, coco_metrics, ground_truth
 from helpers.model import load_detector, parameter_groups, train_mode
@@ -88,7 +90,7 @@ def train(cfg: Config, on_flush: Callable[[Run], None] | None = None, paste: Cal
     process, when the data or the checkpoint is missing, for the faults that ``faults.explained`` knows, and when it is
     asked to stop (Ctrl-C, SIGTERM) after the checkpoint is written.
     """
-    if launch.wanted(cfg):
+    if cfg.processes > 1 and "WORLD_SIZE" not in os.environ:  # one of several has no more to start
         said = launch.train_in_processes(cfg, on_flush)
         run = build(cfg)
         _restore(run, cfg.run_dir / "checkpoint_last")
@@ -173,7 +175,7 @@ def _finish_epoch(run: Run, stop: StopRequests, board) -> None:
     share = slice(processes.rank(), None, processes.world())
     loader = eval_loader(run.val, run.detector.preprocess, cfg.batch_size, cfg.num_workers, share)
     bar = {"total": len(loader), "desc": "validation", "unit": "batch", "leave": False, "disable": board is None}
-    loader = tqdm(stop.until(loader), **bar, **BAR)
+    loader = tqdm(itertools.takewhile(lambda _: not stop.told, loader), **bar, **BAR)
     how = {"device": run.accelerator.device, "autocast": autocast(cfg.precision), "with_loss": True}
     detections, parts = predict(run.evaluated, loader, run.val.category_ids, **how)
     if stop.agree():
@@ -217,8 +219,7 @@ def save_checkpoint(run: Run, board, folder: Path) -> Path:
         run.evaluated.save(target)
         checkpoints.save_state(target, run.detector.model, run.optimizer, run.accelerator.scaler, progress, states)
 
-    write_atomic(run.cfg.run_dir / "losses.csv", pd.DataFrame(run.losses).to_csv(index=False))
-    write_atomic(run.cfg.run_dir / "epochs.csv", pd.DataFrame(run.epochs).to_csv(index=False))
+    run_folder.write_log(run)
     board.flush()  # the events that wait in its queue belong to this checkpoint
     return checkpoints.write_folder(folder, fill)
 
@@ -242,9 +243,7 @@ def _restore(run: Run, folder: Path) -> None:
         run.averaged.count = state["averaged"]
     for name in PROGRESS:
         setattr(run, name, state[name])
-    for name in ("losses", "epochs"):  # written just before the checkpoint, perhaps again after it
-        table = folder.parent / f"{name}.csv"
-        rows = read_table(table).to_dict("records") if table.exists() and table.stat().st_size > 1 else []
+    for name, rows in run_folder.read_log(folder.parent).items():  # written before the checkpoint, perhaps again after
         setattr(run, name, [row for row in rows if row["step"] <= run.step])
     if not run.batch and processes.rank() == 0:  # a kill may have come before these
         _publish(run, folder)

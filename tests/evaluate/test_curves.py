@@ -32,7 +32,7 @@ from helpers.evaluate.comparison import (
     twelve_numbers,
     unknown_ids,
 )
-from helpers.evaluate.cost import PUBLISHED, cost_sentence, cost_table, first, price_sentence, price_table
+from helpers.evaluate.cost import PUBLISHED, cost_sentence, cost_table, price_sentence, price_table
 from helpers.evaluate.curves import (
     best_operating_point,
     confusion,
@@ -648,24 +648,21 @@ def test_cost_by_hand():
     from helpers.model import Detector
 
     preprocess = Preprocess(30, True, 1 / 255, (0.5,) * 3, (0.5,) * 3, InterpolationMode.BILINEAR)
-    photos = [(20, 30), (30, 30)]
-    batch = preprocess.collate(
-        [
-            {
-                "image": np.zeros((h, w, 3), np.uint8),
-                "boxes_xyxy": np.zeros((0, 4), np.float32),
-                "image_id": k,
-                "class_labels": np.zeros(0, np.int64),
-                "orig_size": (h, w),
-            }
-            for k, (h, w) in enumerate(photos)
-        ]
-    )
-    assert first(batch, 1)["pixel_values"].shape == (1, 3, 20, 30)  # without the padding that the second photo caused
+    photos = [
+        {
+            "image": np.zeros((h, w, 3), np.uint8),
+            "boxes_xyxy": np.zeros((0, 4), np.float32),
+            "image_id": k,
+            "class_labels": np.zeros(0, np.int64),
+            "orig_size": (h, w),
+        }
+        for k, (h, w) in enumerate([(20, 30), (30, 30)])
+    ]
+    batches = [preprocess.collate(photos[:1]), preprocess.collate(photos)]
     processor = types.SimpleNamespace(post_process_object_detection=lambda output, **_: output)
     detector = Detector(OneConvolution(), processor, preprocess)
     detector.model.convolution.bias.requires_grad_(False)
-    table = cost_table(detector, batch, contextlib.nullcontext)["value"]
+    table = cost_table(detector, batches, contextlib.nullcontext)["value"]
     assert table["parameters"] * 1e6 == pytest.approx(4 * 27 + 4) and table["of them trained"] * 1e6 == pytest.approx(
         4 * 27
     )

@@ -17,6 +17,7 @@ import yaml
 from pydantic import Field
 
 from helpers.files import ROOT, UserError, portable
+from helpers.threads import wait_as_the_machine_allows
 
 PRESETS = ROOT / "notebooks" / "presets"
 # What all runs share in output_dir: no run may have such a name.
@@ -174,10 +175,12 @@ def load_config(preset: str = "demo", **overrides) -> Config:
 def notebook_config(namespace: dict) -> Config:
     """The config of a notebook, from the sources of its parameter cells (``In`` of ``globals()``) and nothing else.
 
-    Such a cell begins with ``# Parameters``; the last run of each counts, papermill's after the notebook's own. What
-    later cells call ``seed`` or ``classes`` is none of it, so the config cell may run again. Raises UserError for an
-    unknown name (papermill only warns, and a misspelt one would be ignored) and for a line that gives no plain value.
+    A parameters cell begins with ``# Parameters``; the last run of each counts, papermill's after the notebook's own.
+    What later cells call ``seed`` or ``classes`` is none of it, so the config cell may run again. As the first thing in
+    a kernel it also settles, before PyTorch is loaded, how threads wait for each other. Raises UserError for an unknown
+    name (papermill only warns, and a misspelt one would be ignored) and for a line that gives no plain value.
     """
+    wait_as_the_machine_allows()
     cells: dict[str, str] = {}
     for source in map(str.strip, namespace.get("In", [])):
         if source.startswith("# Parameters"):

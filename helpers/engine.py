@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import torch
 from accelerate import Accelerator
+from joblib import cpu_count
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -166,11 +167,14 @@ def _forward(run: Run, inputs: dict, batch: dict):
 def photo_loader(
     index: CocoIndex, preprocess: Preprocess, batches: list[np.ndarray], num_workers: int, **options
 ) -> DataLoader:
-    """The collated ``batches`` (positions of photos); ``options`` go to :class:`CocoDetection`."""
+    """The collated ``batches`` (positions of photos); ``options`` go to :class:`CocoDetection`.
+
+    No more workers than cores: a container may have few of the machine's.
+    """
     return DataLoader(
         CocoDetection(index, preprocess.resize, **options),
         batch_sampler=batches,
-        num_workers=num_workers,
+        num_workers=min(num_workers, cpu_count()),
         collate_fn=preprocess.collate,
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=begin_worker,

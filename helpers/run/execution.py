@@ -10,7 +10,6 @@ from pathlib import Path
 
 import nbformat
 import papermill
-import psutil
 from jupyter_client import AsyncKernelManager
 from jupyter_client.kernelspec import KernelSpecManager
 from nbclient.exceptions import CellTimeoutError, DeadKernelError
@@ -20,7 +19,6 @@ from tqdm import tqdm
 from helpers.files import ROOT, without_folders, write_atomic
 
 START_SECONDS = 180  # a busy machine, a cold disk
-NEIGHBOUR = 0.5  # cores that other processes take
 KERNEL_ENVIRONMENT = {
     "NO_ALBUMENTATIONS_UPDATE": "1",  # it would ask the network for its newest version at import
     "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -31,23 +29,8 @@ KERNEL_ENVIRONMENT = {
 }
 
 
-def how_threads_wait() -> dict[str, str]:
-    """``OMP_WAIT_POLICY=PASSIVE`` for a kernel that is to start beside other work, else nothing.
-
-    OpenMP's threads spin while they wait for each other, which is a quarter faster alone and half as fast beside a
-    neighbour (benchmarks/shared_machine.py). Only what is there before PyTorch is loaded counts.
-    """
-    if "OMP_WAIT_POLICY" in os.environ:
-        return {}
-    # up to three looks: what the notebook before leaves running ends meanwhile
-    busy = all(psutil.cpu_percent(0.4) / 100 * psutil.cpu_count() > NEIGHBOUR for _ in range(3))
-    return {"OMP_WAIT_POLICY": "PASSIVE"} if busy else {}
-
-
-def execute(
-    path: Path, copy: Path, parameters: dict, cell_minutes: float | None = None, environment: dict | None = None
-) -> str | None:
-    """Run a notebook, ``environment`` set, under a temporary name beside ``copy``, then rename; a message if it failed.
+def execute(path: Path, copy: Path, parameters: dict, cell_minutes: float | None = None) -> str | None:
+    """Run a notebook under a temporary name beside ``copy``, then rename it; a message if it failed.
 
     Ctrl-C and SIGTERM go to the kernel, so that a training cell can finish its step and write its checkpoint.
     """
@@ -70,7 +53,7 @@ def execute(
                 language="python",
                 cwd=str(ROOT),
                 progress_bar=False,
-                kernel_manager_class=_kernel_class(kernels, KERNEL_ENVIRONMENT | (environment or {})),
+                kernel_manager_class=_kernel_class(kernels),
                 extra_arguments=["--log-level=CRITICAL"],
                 coalesce_streams=True,
                 stderr_file=_LastLine(bar),
@@ -96,14 +79,14 @@ def execute(
     return f"{path.stem} failed{f' in cell [{cell}]' if cell else ''}: {reason}." if reason else failure
 
 
-def _kernel_class(started: list, environment: dict) -> type[AsyncKernelManager]:
+def _kernel_class(started: list) -> type[AsyncKernelManager]:
     """A kernel manager that notes itself in ``started`` and starts this very Python."""
 
     class Kernel(AsyncKernelManager):
         def __init__(self, **options) -> None:
             # Without folders to search, Jupyter's own python3 is left: whatever kernels are registered on the machine.
             super().__init__(kernel_spec_manager=KernelSpecManager(kernel_dirs=[]), **options)
-            self.kernel_spec.env = {k: v for k, v in environment.items() if k not in os.environ}
+            self.kernel_spec.env = {k: v for k, v in KERNEL_ENVIRONMENT.items() if k not in os.environ}
             started.append(self)
 
     return Kernel

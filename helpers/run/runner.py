@@ -17,7 +17,7 @@ import orjson
 from helpers import cli
 from helpers.config import Config
 from helpers.files import ROOT, UserError, notebooks, portable, write_json
-from helpers.run.execution import execute, how_threads_wait
+from helpers.run.execution import execute
 
 say = functools.partial(print, flush=True)
 
@@ -86,11 +86,9 @@ def run_notebook(path: Path, cfg: Config, parameters: dict, cell_minutes: float 
     """Execute one notebook into ``output_dir/notebooks/`` and note its time; a message when it failed, else None."""
     copy = cfg.output_dir / "notebooks" / path.name
     copy.parent.mkdir(parents=True, exist_ok=True)
-    if environment := how_threads_wait():
-        say(f"Other processes compute here: the threads of {path.stem} sleep while they wait for each other.")
     began = time.perf_counter()
     try:
-        failure = execute(path, copy, parameters, cell_minutes, environment)
+        failure = execute(path, copy, parameters, cell_minutes)
     except OSError as error:  # a full disk, a folder that may not be written
         failure = f"{path.stem} could not be executed: {error.strerror or error}."
     seconds = time.perf_counter() - began

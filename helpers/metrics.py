@@ -180,7 +180,10 @@ class Detections(Records):
 
 
 def column(records: Sequence[dict], name: str) -> np.ndarray:
-    """``name`` of each record, [n], or [n, 4] of ``bbox``."""
+    """``name`` of each record, [n], or [n, 4] of ``bbox``: ids int64, else float; ``iscrowd`` 0 or 1.
+
+    Raises KeyError, TypeError or ValueError where one but ``area`` or ``iscrowd`` is missing, or no number.
+    """
     if name == "area":
         return np.array([record.get("area", 0) for record in records], float)
     if name == "iscrowd":

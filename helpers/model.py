@@ -84,9 +84,10 @@ def load_detector(
     if supervised != cfg.auxiliary_loss:
         report.append(f"no auxiliary losses: {type(model).__name__} has no decoder whose layers would have one each")
     fresh: set[str] = set()
-    if class_head == "reset":  # of as many classes, the checkpoint's rows have been read
-        new, fresh = AutoModelForObjectDetection.from_config(model.config).state_dict(), set(class_rows(model.config))
-        model.load_state_dict({name: new[name] for name in fresh}, strict=False)
+    if class_head == "reset":  # a checkpoint of as many classes has given its own rows: they are forgotten
+        fresh = set(class_rows(model.config))
+        new = AutoModelForObjectDetection.from_config(model.config).state_dict()
+        model.load_state_dict(model.state_dict() | {name: new[name] for name in fresh})
         report.append(f"class rows newly initialised in {', '.join(sorted(fresh))}")
     elif class_head == "remap" and list(theirs.id2label.values()) != list(classes):
         whole = AutoModelForObjectDetection.from_pretrained(where, **SAFE)

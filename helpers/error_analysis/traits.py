@@ -14,9 +14,9 @@ TRAITS = {  # trait: its groups, in the order of figures and tables, and the num
     "size": (("small", "medium", "large"), (32**2, 96**2)),
     "overlapping objects": (("none", "1 or 2", "3 or more"), (1, 3)),
     "objects in the photo": (("1 to 3", "4 to 9", "10 or more"), (4, 10)),
-    "border": (("inside", "at the border"), (1,)),
+    "border": (("inside", "at the border"), (1,)),  # false, true
     "shape": (("tall", "balanced", "wide"), (0.5, 2.0)),
-    "position": (NINTHS, range(1, 9)),
+    "position": (NINTHS, range(1, 9)),  # 3 · row + column
 }
 TRAIT_RULES = {
     "size": "area below 32², below 96², or more, in pixels of the original photo: COCO's rule "

@@ -38,7 +38,6 @@ SINGLE = "time per photo, batch 1, median"
 WARM_UP, REPEATS, SECONDS = 2, 30, 8.0  # calls before timing, timed ones at most, when to stop (three at least)
 
 
-@torch.inference_mode()
 def cost_table(
     detector: Detector, batches: Iterable[dict], autocast: Callable, device: torch.device | str = "cpu"
 ) -> pd.DataFrame:
@@ -46,6 +45,7 @@ def cost_table(
 
     Time is that of normalising, the forward pass and post-processing, without reading and decoding photos.
     """
+    # moved outside of inference mode: there, a copy's weights could not be differentiated any more
     model, batches = detector.model.to(device).eval(), {len(batch["image_ids"]): batch for batch in batches}
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     rows = [
@@ -75,6 +75,7 @@ def flops(detector: Detector, batch: dict, device: torch.device | str) -> int:
     return int(counter.get_total_flops())
 
 
+@torch.inference_mode()
 def latency(detector: Detector, batch: dict, autocast: Callable, device: torch.device | str) -> np.ndarray:
     """Seconds of each timed call, after a warm-up; the device is synchronised before the clock is read."""
     seconds: list[float] = []

@@ -15,7 +15,7 @@ import orjson
 
 from helpers.config import Config
 from helpers.download.coco import read_index
-from helpers.files import link_or_copy, write_atomic, write_json
+from helpers.files import UserError, link_or_copy, write_atomic, write_json
 from helpers.index import CocoIndex, open_split
 from helpers.metrics import ground_truth
 from helpers.synthetic_data.objects import Segmentations
@@ -136,14 +136,21 @@ def _real(cfg: Config, index: CocoIndex, count: int) -> list[dict]:
         ids = index.annotation_ids[index.rows(i)].tolist()
         records = [published(segmentations, row) | {"id": key} for row, key in zip(index.rows(i).tolist(), ids)]
         photos.append({"image": image, "path": index.path(i), "records": records})
-    return np.resize(photos, count).tolist()  # repeats them
+    return _repeated(photos, count)
 
 
 def _synthetic(cfg: Config, index: CocoIndex, ours: Config, places: str, count: int) -> list[dict]:
     """``count`` synthetic photos, all of them different unless a background cannot be read."""
     folder, copy_paste = ours.data_dir / ".synthetic", recipe(ours.with_(data_dir=cfg.data_dir), index, places)
     photos = write_photos(folder, copy_paste, count, ours.seed, first_free_id(cfg))
-    return np.resize([photo for photo in photos if photo], count).tolist()
+    photos = [photo for photo in photos if photo]
+    if not photos:
+        raise UserError(f"No photo of {ours.run_name} can be read to paste objects onto: see notebook 02_sanity.")
+    return _repeated(photos, count)
+
+
+def _repeated(photos: list[dict], count: int) -> list[dict]:
+    return list(itertools.islice(itertools.cycle(photos), count))
 
 
 def first_free_id(cfg: Config) -> int:

@@ -56,7 +56,7 @@ def train_in_processes(cfg: Config, on_flush: Callable | None = None) -> list[st
 
 def _watched(started: subprocess.Popen, stop: StopRequests, cfg: Config, on_flush: Callable | None) -> str:
     """What the processes write to standard output until they end."""
-    table, seen, told = cfg.run_dir / "losses.csv", None, False
+    file, seen, told = cfg.run_dir / "losses.csv", None, False
     while True:
         try:
             return started.communicate(timeout=1)[0]
@@ -66,7 +66,7 @@ def _watched(started: subprocess.Popen, stop: StopRequests, cfg: Config, on_flus
             told = True  # the processes themselves: torchrun would kill them after half a minute
             for worker in psutil.Process(started.pid).children():
                 worker.terminate()
-        now = table.stat().st_mtime_ns if table.is_file() else None
+        now = file.stat().st_mtime_ns if file.is_file() else None
         if on_flush and now != seen and (log := read_log(cfg.run_dir))["losses"]:
             on_flush(SimpleNamespace(**log, step=0, total_steps=1))
         seen = now

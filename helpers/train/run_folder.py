@@ -105,7 +105,8 @@ def empty(cfg: Config) -> None:
 def write_log(run: Run) -> None:
     """losses.csv and epochs.csv as far as they are known; a resumed run takes what its checkpoint covers."""
     for name in LOGS:
-        write_atomic(run.cfg.run_dir / f"{name}.csv", pd.DataFrame(getattr(run, name)).to_csv(index=False))
+        if rows := getattr(run, name):
+            write_atomic(run.cfg.run_dir / f"{name}.csv", pd.DataFrame(rows).to_csv(index=False))
 
 
 def read_log(run_dir: Path) -> dict[str, list[dict]]:

@@ -637,6 +637,11 @@ class OneConvolution(nn.Module):
         super().__init__()
         self.convolution = nn.Conv2d(3, 4, 3, padding=1)
 
+    def to(self, device):
+        """Copies the weights, as a move to a GPU does."""
+        super().to(torch.float64)
+        return super().to(device, torch.float32)
+
     def forward(self, pixel_values, pixel_mask=None):
         features = self.convolution(pixel_values).mean(dim=(2, 3))[:, None]  # [B, 1, 4]
         return types.SimpleNamespace(logits=features[..., :3], pred_boxes=features)

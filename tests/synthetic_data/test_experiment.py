@@ -12,13 +12,14 @@ import tiny
 from torch.utils.data import DataLoader
 
 from helpers.augment import Augment
+from helpers.config import load_config
 from helpers.dataset import CocoDetection
 from helpers.evaluate.comparison import assess, difference
 from helpers.files import UserError
 from helpers.index import open_split
 from helpers.metrics import coco_metrics, ground_truth, load_detections
 from helpers.model import load_detector
-from helpers.synthetic_data import figures, sentences
+from helpers.synthetic_data import arms, figures, sentences
 from helpers.synthetic_data.arms import (
     ARMS,
     VALIDATE,
@@ -221,3 +222,13 @@ def test_probe_sees_what_is_there(tiny_cfg):
     assert found.by_look()[0][1] == found.scores[found.synthetic].max()
     assert figures.probe_figure(found, control).axes and f"{found.accuracy:.0%}" in sentences.probe(found, control)
     assert not list((synthetic_dir(tiny_cfg)).glob("images")), "the probe writes nothing"
+
+
+def test_arm_without_a_background_is_a_sentence(monkeypatch, tmp_path):
+    """Every photo that objects were to be pasted onto is broken."""
+    for name in ("recipe", "first_free_id"):
+        monkeypatch.setattr(arms, name, lambda *_: None)
+    monkeypatch.setattr(arms, "write_photos", lambda *_: [None, None])
+    cfg = load_config("demo", data_dir=tmp_path / "data", output_dir=tmp_path)
+    with pytest.raises(UserError, match="No photo of .* can be read to paste objects onto: see notebook 02_sanity"):
+        arms._synthetic(cfg, None, cfg, "random", 3)

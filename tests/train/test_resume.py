@@ -5,6 +5,7 @@ is the same.
 from __future__ import annotations
 
 import random
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -206,3 +207,11 @@ def test_two_at_once(base, forge):
         ended = forge.train(cfg)
     assert ended.status == 1 and "Another process is training the run twice" in ended.message
     assert not cfg.run_dir.exists()
+
+
+def test_log_without_rows_is_no_file(tmp_path):
+    """A first epoch that does not end leaves its losses, and no table of epochs that nobody can read."""
+    run = SimpleNamespace(cfg=SimpleNamespace(run_dir=tmp_path), losses=[{"step": 1, "loss": 0.5}], epochs=[])
+    run_folder.write_log(run)
+    assert [file.name for file in tmp_path.iterdir()] == ["losses.csv"]
+    assert run_folder.read_log(tmp_path) == {"losses": run.losses, "epochs": []}

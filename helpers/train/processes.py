@@ -25,7 +25,7 @@ from helpers.files import UserError
 from helpers.model import Detector
 from helpers.train.losses import batched_loss_for, whole_batch_loss
 
-LAST_WORDS = 3.0  # seconds in which the others say how they ended
+LAST_WORDS = 10.0  # seconds in which the others say how they ended: on a busy machine they take some
 LOST = r"peer|[Cc]onnection|NCCL|[Tt]imed out|pair closure"  # of a process, in the words of those who wait for it
 
 

@@ -195,7 +195,7 @@ def annotation_problem(record: dict, image: dict, category_ids) -> str | None:
     if not is_id(record.get("iscrowd", 0)) or record.get("iscrowd", 0) not in (0, 1):
         return f"iscrowd {record['iscrowd']!r} is not 0 or 1"
     if isinstance(polygons, list) and not all(isinstance(p, list) and all(map(_is_finite, p)) for p in polygons):
-        return "segmentation holds something that is no usable number"
+        return "segmentation holds something that is not a number, or one too large"
     return None
 
 

@@ -56,7 +56,8 @@ install:
 	  echo "Making the environment $(ENV)"; "$(BASE_PYTHON)" -m venv "$(ENV)"; \
 	fi
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(NEED_PYTHON)" >&2; exit 1; }
-	"$(PYTHON)" -m pip install --quiet "$$(grep '^uv==' requirements.txt)" && "$(ENV)/bin/uv" pip install --quiet --compile-bytecode --python "$(PYTHON)" -r requirements.txt \
+	"$(PYTHON)" -m pip install --quiet "$$(grep '^uv==' requirements.txt)" \
+	  && "$(ENV)/bin/uv" pip install --quiet --compile-bytecode --python "$(PYTHON)" -r requirements.txt \
 	  || { echo "uv could not install: pip does, in several times the time." >&2; "$(PYTHON)" -m pip install --quiet -r requirements.txt; }
 	@# The oracle of the error tests asks for another OpenCV, which would replace the headless one.
 	"$(PYTHON)" -m pip install --quiet --no-deps tidecv==1.0.1

@@ -94,8 +94,9 @@ def main() -> None:
     from helpers.download.prepare import prepare
 
     print(header("torch"), flush=True)
-    cores, limited = cpu_count(), cpu_count() < os.cpu_count()
-    sides = {name: SIDES[name] for name in arguments.sides or SIDES if limited or BLIND not in SIDES[name]}
+    cores = cpu_count()
+    asked = arguments.sides or [name for name in SIDES if BLIND not in SIDES[name] or cores < os.cpu_count()]
+    sides = {name: SIDES[name] for name in asked}
     print(f"{cores} of {os.cpu_count()} cores may be used, {arguments.workers} data-loader workers", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         cfg = load_config("demo", data_dir=f"{folder}/data", output_dir=f"{folder}/out", max_val_images=2)

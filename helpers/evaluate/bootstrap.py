@@ -50,6 +50,12 @@ def class_ap(matches: Matches, weights: np.ndarray) -> np.ndarray:
     return ap
 
 
+def mean_of_classes(ap: np.ndarray) -> np.ndarray:
+    """[R] of AP [R, K]: classes without objects (NaN) are left out, as in COCO; NaN where no class has any."""
+    there = (~np.isnan(ap)).sum(axis=1)
+    return np.nansum(ap, axis=1) / np.where(there, there, np.nan)
+
+
 def _one_class(matches: Matches, k: int, times: np.ndarray) -> np.ndarray:
     """[R, T], photos counted ``times`` [N, R].
 

@@ -1,7 +1,6 @@
 """One checkpoint's numbers with their uncertainty, and two checkpoints side by side."""
 
 import filecmp
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ import numpy as np
 import orjson
 import pandas as pd
 
-from helpers.evaluate.bootstrap import METRICS, class_ap, draw_weights, replicates_for
+from helpers.evaluate.bootstrap import METRICS, class_ap, draw_weights, mean_of_classes, replicates_for
 from helpers.evaluate.curves import best_operating_point, score_curves
 from helpers.evaluate.matching import Matches, match
 from helpers.metrics import STATS, Annotations, Detections, coco_metrics, load_detections
@@ -47,8 +46,7 @@ class Result:
 
     def draws(self, metric: str) -> np.ndarray:
         """The metric of every made-up validation set, [R]; classes without objects there are left out, as in COCO."""
-        with warnings.catch_warnings(action="ignore"):  # no class has objects in a draw: NaN
-            return np.nanmean(self.replicates[:, :, METRICS[metric]].mean(axis=2), axis=1)
+        return mean_of_classes(self.replicates[:, :, METRICS[metric]].mean(axis=2))
 
     def interval(self, metric: str) -> tuple[float, float] | None:
         return interval(self.stats[metric], self.draws(metric))

@@ -9,7 +9,7 @@ import orjson
 import pandas as pd
 
 from helpers.config import Config
-from helpers.evaluate.bootstrap import class_ap, draw_weights, replicates_for
+from helpers.evaluate.bootstrap import class_ap, draw_weights, mean_of_classes, replicates_for
 from helpers.evaluate.checkpoint import evaluate_checkpoint
 from helpers.evaluate.comparison import SIZES, STANDARD_ERRORS
 from helpers.evaluate.matching import match
@@ -88,8 +88,7 @@ def scores(gt: dict, detections: Sequence[dict], seed: int = 0) -> dict[str, np.
     found = {}
     for group, areas in {"all": (-np.inf, np.inf), **SIZES}.items():
         ap = class_ap(match(gt, detections, areas), weights).mean(axis=2)  # [1 + R, K]
-        there = (~np.isnan(ap)).sum(axis=1)  # classes that there are objects of
-        found[group] = np.nansum(ap, axis=1) / np.where(there, there, np.nan)
+        found[group] = mean_of_classes(ap)
         if group == "all":
             found |= {category["name"]: ap[:, k] for k, category in enumerate(gt["categories"])}
     return found

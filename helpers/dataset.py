@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
+from torch.utils.data import DataLoader
 
 from helpers.index import CocoIndex
 
@@ -84,14 +85,20 @@ class CocoDetection(torch.utils.data.Dataset):
         return {**sample, "image": image, "boxes_xyxy": boxes_xyxy, "class_labels": labels}
 
 
-def begin_worker(_worker: int) -> None:
-    """For data-loader workers: one thread each, and a Ctrl-C that reaches every process leaves them to the loop.
+class PhotoLoader(DataLoader):
+    """Its workers leave Ctrl-C and SIGTERM, which may reach every process, to the loop, from their first moment on."""
 
-    OpenCV else starts as many threads as there are cores in every worker, as PyTorch does not.
-    """
+    def __iter__(self):
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))  # the workers inherit it
+        try:
+            return super().__iter__()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def begin_worker(_worker: int) -> None:
+    """One thread: OpenCV else starts as many as there are cores in every worker, as PyTorch does not."""
     cv2.setNumThreads(0)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
 
 
 def sample_seed(seed: int, epoch: int, image_id: int) -> int:

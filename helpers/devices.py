@@ -117,7 +117,7 @@ def environment() -> dict:
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
         "cores": cpu_count(),
         "threads": torch.get_num_threads(),
-        "threads wait": os.environ.get("OMP_WAIT_POLICY", "as PyTorch has them").lower(),
+        "threads wait": os.environ.get("OMP_WAIT_POLICY", "as PyTorch has them"),
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
     }
 

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 from helpers.augment import augmentation
 from helpers.collator import Preprocess
 from helpers.config import Config
-from helpers.dataset import CocoDetection, begin_worker, epoch_batches
+from helpers.dataset import CocoDetection, PhotoLoader, begin_worker, epoch_batches
 from helpers.devices import named_range
 from helpers.index import CocoIndex
 from helpers.metrics import Detections
@@ -171,7 +171,7 @@ def photo_loader(
 
     No more workers than cores: a container may have few of the machine's.
     """
-    return DataLoader(
+    return PhotoLoader(
         CocoDetection(index, preprocess.resize, **options),
         batch_sampler=batches,
         num_workers=min(num_workers, cpu_count()),

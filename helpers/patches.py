@@ -65,9 +65,7 @@ def denoising_with_its_losses(model: nn.Module) -> None:
     own queries learn to find nothing. A decoder that sees no labels makes none.
     """
     if getattr(model.config, "num_denoising", 0) and not model.config.auxiliary_loss:
-        model.model.register_forward_pre_hook(
-            lambda _, inputs, named: (inputs, named | {"labels": None}), with_kwargs=True
-        )
+        model.model.register_forward_pre_hook(lambda _, args, named: (args, named | {"labels": None}), with_kwargs=True)
 
 
 def heads_in_fp32(model: nn.Module) -> None:

@@ -1,5 +1,6 @@
 """The annotation index, decoding and batching."""
 
+import os
 import signal
 
 import cv2
@@ -8,13 +9,13 @@ import orjson
 import pytest
 import safetensors.numpy
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from torchvision.transforms.v2 import InterpolationMode
 
 from helpers.augment import Augment
 from helpers.collator import Preprocess
 from helpers.config import load_config
-from helpers.dataset import CocoDetection, epoch_batches, read_image, sample_seed
+from helpers.dataset import CocoDetection, PhotoLoader, epoch_batches, read_image, sample_seed
 from helpers.download.coco import read_index
 from helpers.engine import photo_loader
 from helpers.files import UserError
@@ -77,7 +78,7 @@ class Threads(Dataset):
         return 2
 
     def __getitem__(self, _: int) -> dict:
-        return {"threads": cv2.getNumThreads(), "signals": signal.getsignal(signal.SIGINT)}
+        return {"threads": cv2.getNumThreads()}
 
 
 def test_a_worker_has_one_thread(index):
@@ -86,10 +87,21 @@ def test_a_worker_has_one_thread(index):
     cv2.setNumThreads(4)
     try:
         begin = photo_loader(index, KEEP, [np.arange(1)], 1).worker_init_fn
-        found = list(DataLoader(Threads(), batch_size=None, num_workers=1, worker_init_fn=begin))
+        found = list(PhotoLoader(Threads(), batch_size=None, num_workers=1, worker_init_fn=begin))
     finally:
         cv2.setNumThreads(before)
-    assert [each["threads"] for each in found] == [1, 1] and found[0]["signals"] == signal.SIG_IGN
+    assert [each["threads"] for each in found] == [1, 1]
+
+
+def test_a_worker_that_has_hardly_begun_outlives_a_stop_request(index):
+    """Sent to the whole process group, it came between the start of a worker and the line in which that said to leave
+    it to the loop: the training then died of a dead worker, without a checkpoint.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    batches = iter(photo_loader(index, KEEP, [np.arange(1)], 1))
+    os.kill(batches._workers[0].pid, signal.SIGTERM)
+    assert next(batches)["pixel_values"] is not None
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before
 
 
 def test_a_photo_has_its_own_seed():

@@ -69,9 +69,13 @@ def flops(detector: Detector, batch: dict, device: torch.device | str) -> int:
 
     Counted by ``torch.utils.flop_counter``; normalisation, activations and grid sampling are not in it.
     """
-    # without gradients the counter stumbles over parameters that want one
-    with torch.inference_mode(False), torch.enable_grad(), FlopCounterMode(display=False) as counter:
+    trained = [parameter for parameter in detector.model.parameters() if parameter.requires_grad]
+    # a graph's memory would count as the pass's; under no_grad the counter stumbles over weights that want a gradient
+    detector.model.requires_grad_(False)
+    with FlopCounterMode(display=False) as counter:
         detector.model(**_inputs(detector.preprocess, batch, device))
+    for parameter in trained:
+        parameter.requires_grad_(True)
     return int(counter.get_total_flops())
 
 

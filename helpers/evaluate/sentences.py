@@ -161,9 +161,7 @@ def curve_ends(result: Result) -> str:
 def threshold(curves: pd.DataFrame, best: Operating) -> str:
     """What showing only confident boxes gains and costs."""
     if best.f1 <= 0:
-        return (
-            "No detection is right at any score threshold, so no threshold is better than another; 0.50 is used below."
-        )
+        return "No detection is right at any score threshold, so no threshold beats another; 0.50 is used below."
     half = curves.iloc[int(np.argmin(np.abs(curves["threshold"] - 0.5)))]
     text = (
         f"F1 is best (**{best.f1:.2f}**) when boxes with a score of **{best.threshold:.2f}** or more are shown: "

@@ -125,7 +125,5 @@ def learnt(
         lines.append(ended + ("." if above else ": this training loses more than any of its data wins."))
     sample = f"{runs} runs of {steps:,} steps each, {seeds} seed{'s' * (seeds > 1)}, {photos:,} validation photos."
     if seeds < SEEDS:
-        sample += (
-            " With so few seeds the intervals say what other photos would change, not what another training would."
-        )
+        sample += " With so few seeds the intervals tell of other photos, not of other trainings."
     return "\n".join(f"- {line}" for line in [*lines, sample])

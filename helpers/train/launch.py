@@ -29,9 +29,7 @@ def train_in_processes(cfg: Config, on_flush: Callable | None = None) -> list[st
     if cfg.copy_paste != "none":
         raise UserError(f"copy_paste={cfg.copy_paste} trains in one process: use processes=1.")
     if torch.cuda.is_available() and cfg.processes > torch.cuda.device_count():
-        raise UserError(
-            f"processes={cfg.processes}, but there are {torch.cuda.device_count()} GPUs here: one for each."
-        )
+        raise UserError(f"processes={cfg.processes}, but there are {torch.cuda.device_count()} GPUs: one for each.")
     values = {name: value for name, value in cfg.as_json().items() if value not in (None, []) and name != "preset"}
     given = [f"{name}={as_text(value)}" for name, value in values.items()]
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={cfg.processes}"]

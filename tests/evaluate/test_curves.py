@@ -635,7 +635,7 @@ class OneConvolution(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.convolution = nn.Conv2d(3, 4, 3, padding=1)
+        self.convolution, self.graphs = nn.Conv2d(3, 4, 3, padding=1), 0
 
     def to(self, device):
         """Copies the weights, as a move to a GPU does."""
@@ -644,6 +644,7 @@ class OneConvolution(nn.Module):
 
     def forward(self, pixel_values, pixel_mask=None):
         features = self.convolution(pixel_values).mean(dim=(2, 3))[:, None]  # [B, 1, 4]
+        self.graphs += features.requires_grad
         return types.SimpleNamespace(logits=features[..., :3], pred_boxes=features)
 
 
@@ -675,6 +676,8 @@ def test_cost_by_hand():
     assert table["time per photo, batch 2, median"] <= table["time per photo, batch 2, 95th percentile"]
     assert "in batches of 2" in cost_sentence(table.to_frame())
     assert not torch.is_inference_mode_enabled()
+    assert not detector.model.graphs, "a pass kept its activations, which the peak of memory then holds"
+    assert [p.requires_grad for p in detector.model.parameters()] == [True, False]
 
 
 def test_published_figures_are_those_of_the_page():

@@ -58,11 +58,8 @@ def resolve_precision(wanted: str) -> tuple[str, str]:
     """
     gpu = torch.cuda.is_available()
     if wanted == "auto":
-        if gpu:
-            native = torch.cuda.get_device_capability() >= (8, 0)
-            best = "bf16" if native and torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-        else:
-            best = "bf16" if _cpu_has_bf16() else "fp32"
+        native = torch.cuda.is_bf16_supported(including_emulation=False) if gpu else _cpu_has_bf16()
+        best = "bf16" if native else "fp16" if gpu else "fp32"
         return best, f"precision=auto: {best} on this {'GPU' if gpu else 'CPU'}."
     if wanted == "fp16" and not gpu:
         return "fp32", "precision=fp16 needs a GPU; this run computes in fp32."

@@ -16,7 +16,7 @@ export PYDEVD_DISABLE_FILE_VALIDATION := 1
 
 .PHONY: run test lab report grade bench gpu-check setup install chromium
 
-BENCHMARKS := data_path synthetic annotation_index step loss demo_training evaluation metric growth projection
+BENCHMARKS := data_path synthetic annotation_index step loss demo_training evaluation metric
 
 run: setup
 	@"$(PYTHON)" -m helpers.run --preset $(PRESET) $(ARGS)

@@ -212,7 +212,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--coco", type=Path, help="a COCO folder")
     parser.add_argument("--split", default="train2017")
-    for name, value in (("photos", 240), ("rounds", 5), ("workers", 4), ("seed", 0)):
+    for name, value in (("photos", 160), ("rounds", 3), ("workers", 4), ("seed", 0)):
         parser.add_argument(f"--{name}", type=int, default=value)
     arguments = parser.parse_args()
     torch.set_num_threads(1)  # as in a data-loader worker

@@ -56,8 +56,8 @@ def rate(gaps, batch_size: int) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=24, help="of each side and round, with the burn-in")
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=12, help="of each side and round, with the burn-in")
     arguments = parser.parse_args()
     quiet()
     print(

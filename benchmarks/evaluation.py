@@ -202,7 +202,7 @@ def alone(truth: str, before: str, after: str) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    for name, value in (("images", 5000), ("per-image", 100), ("classes", 80), ("seed", 0), ("rounds", 3)):
+    for name, value in (("images", 5000), ("per-image", 100), ("classes", 80), ("seed", 0), ("rounds", 1)):
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument(
         "--alone", nargs=3, metavar="FILE", help="our side once on three files; prints its peak memory in GB"

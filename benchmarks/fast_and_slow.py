@@ -1,6 +1,6 @@
 """Whether the fast path costs accuracy: ``python benchmarks/fast_and_slow.py``.
 
-The demo's training, shortened, with the fast path of helpers/fast_path.py and without it (the library's own
+The demo's training, shortened, with the fast path of helpers/train/fast_path.py and without it (the library's own
 computation: norms after their convolutions, every token's box, the library's memory layout), over three seeds each.
 Rounding alone makes two trainings differ, so the two means must agree within what the seeds differ by.
 """

@@ -1,8 +1,7 @@
 """DETR's loss, ours against the library's: what each would start on a GPU and wait for, and what it costs here.
 
 ``python benchmarks/loss.py``: the loss alone, forward and backward, of six decoder layers with 100 queries on eight
-photos; then steps of a DETR-R50 in its true shape with random weights, two photos of 512 x 512 px, forward and backward
-(no optimizer). Launches and waits are those of an emulated GPU (tests/support/emulated_gpu.py): an operation that is
+photos. Launches and waits are those of an emulated GPU (tests/support/emulated_gpu.py): an operation that is
 no view counts once, whatever number of kernels it takes; the backward pass is counted on the CPU.
 """
 
@@ -10,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,9 +16,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from machine import header
-from step import SIZE, detr_r50
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import AutoModelForObjectDetection, DetrConfig
+from transformers import DetrConfig
 from transformers.loss.loss_for_object_detection import ForObjectDetectionLoss
 
 from helpers.model import quiet
@@ -92,7 +89,6 @@ def alternately(what: str, sides: dict[str, Callable[[], None]], rounds: int, re
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=3, help="measured steps of each side and round")
     arguments = parser.parse_args()
     quiet()
     print(header("torch", "transformers"), f"{torch.get_num_threads()} threads", flush=True)
@@ -108,19 +104,6 @@ def main() -> None:
     for name, loss_function in SIDES.items():
         print(f"{name}: {counts(loss_function, logits, boxes, labels, config)}")
     alternately("the loss alone", {n: lambda f=f: alone(f) for n, f in SIDES.items()}, arguments.rounds, 20)
-
-    with tempfile.TemporaryDirectory() as folder:
-        classes = tuple(f"class {k}" for k in range(CLASSES))
-        model = AutoModelForObjectDetection.from_pretrained(detr_r50(Path(folder), classes)).train()
-    pixels, labels = torch.randn(2, 3, SIZE, SIZE), photos(OBJECTS[:2])
-
-    def step(loss_function: Callable) -> None:
-        model.loss_function = loss_function
-        model(pixels, labels=labels).loss.backward()
-        model.zero_grad(set_to_none=True)
-
-    whole = {name: lambda f=f: step(f) for name, f in SIDES.items()}
-    alternately("forward and backward of DETR-R50", whole, arguments.rounds, arguments.steps)
 
 
 if __name__ == "__main__":

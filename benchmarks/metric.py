@@ -70,7 +70,7 @@ def theirs(predicted: list[dict], truth: list[dict]) -> tuple[dict, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    for name, value in (("images", 5000), ("per-image", 100), ("classes", 80), ("seed", 0), ("rounds", 2)):
+    for name, value in (("images", 5000), ("per-image", 100), ("classes", 80), ("seed", 0), ("rounds", 1)):
         parser.add_argument(f"--{name}", type=int, default=value)
     arguments = parser.parse_args()
     if find_spec("torchmetrics") is None:

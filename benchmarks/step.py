@@ -21,6 +21,7 @@ from machine import header, in_own_process
 from transformers import DetrConfig, DetrForObjectDetection, DetrImageProcessor, TimmBackboneConfig
 
 from helpers.config import load_config
+from helpers.devices import resolve_precision
 from helpers.download.prepare import prepare
 from helpers.engine import train_loader, train_step
 from helpers.model import quiet
@@ -87,9 +88,10 @@ def theirs(folder: Path, model: Path, classes: tuple[str, ...], bf16: bool, coun
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=3, help="measured steps of each side and round")
-    parser.add_argument("--precision", nargs="+", default=["fp32", "bf16"], choices=["fp32", "bf16"])
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=2, help="measured steps of each side and round")
+    usual = dict.fromkeys(["fp32", resolve_precision("auto")[0]])  # bf16 where the processor multiplies in it
+    parser.add_argument("--precision", nargs="+", default=[*usual], choices=["fp32", "bf16"])
     arguments = parser.parse_args()
     quiet()
     print(header("torch", "transformers", "timm", "accelerate"), f"{torch.get_num_threads()} threads", flush=True)

@@ -30,7 +30,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--coco", type=Path, help="a COCO folder")
     parser.add_argument("--split", default="train2017")
-    for name, value in (("photos", 160), ("rounds", 5), ("seed", 0), ("size", 512), ("objects", 4)):
+    for name, value in (("photos", 96), ("rounds", 3), ("seed", 0), ("size", 512), ("objects", 4)):
         parser.add_argument(f"--{name}", type=int, default=value)
     arguments = parser.parse_args()
     torch.set_num_threads(1)  # as in a data-loader worker

@@ -19,7 +19,7 @@ from helpers.train.faults import explained
 from helpers.train.figures import step_breakdown
 from helpers.train.training import build
 
-ACTIVE = 3  # steps recorded; more make traces of gigabytes
+ACTIVE = 2  # steps recorded: to add up the events of one takes several times as long as the step itself
 ADVICE = {  # for each named range
     "data": "more workers (num_workers) or smaller photos (image_size)",
     "forward": "half precision, a smaller image_size or more frozen stages",

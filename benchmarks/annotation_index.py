@@ -216,12 +216,11 @@ def main() -> None:
             text += f"{last['before']:.0f} MB before, {last['after']:.0f} after, {last['peak']:.0f} at most"
             if "written" in last:
                 written = sorted(turn[side]["written"] for turn in rounds)
-                print(f"{text}; {written[len(written) // 2]:.2f} s with everything written")
-            elif "workers" not in last:
-                print(text)
-            else:
+                text += f"; {written[len(written) // 2]:.2f} s with everything written"
+            if "workers" in last:
                 text += f"; {arguments.workers} workers {last['workers']:.0f} MB together"
-                print(f"{text}, with their parent {last['all']:.0f}")
+                text += f", with their parent {last['all']:.0f}"
+            print(text)
         for side, aim in (("selection", "at most 1000 MB"), ("opening", "less than 400 MB")):
             for clock, label in (
                 ("seconds", "time"),

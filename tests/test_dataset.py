@@ -12,6 +12,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 from torchvision.transforms.v2 import InterpolationMode
 
+from helpers import engine
 from helpers.augment import Augment
 from helpers.collator import Preprocess
 from helpers.config import load_config
@@ -78,7 +79,10 @@ class Threads(Dataset):
         return 2
 
     def __getitem__(self, _: int) -> dict:
-        return {"threads": cv2.getNumThreads()}
+        return {
+            "threads": cv2.getNumThreads(),
+            "blocked": {int(n) for n in signal.pthread_sigmask(signal.SIG_BLOCK, ())},
+        }
 
 
 def test_a_worker_has_one_thread(index):
@@ -91,6 +95,13 @@ def test_a_worker_has_one_thread(index):
     finally:
         cv2.setNumThreads(before)
     assert [each["threads"] for each in found] == [1, 1]
+    assert found[0]["blocked"] >= {signal.SIGINT, signal.SIGTERM}, "a Ctrl-C that reaches every process is the loop's"
+
+
+def test_no_more_workers_than_cores(index, monkeypatch):
+    """A container with two of a machine's 64 cores."""
+    monkeypatch.setattr(engine, "cpu_count", lambda: 2)
+    assert [photo_loader(index, KEEP, [np.arange(1)], n).num_workers for n in (0, 1, 8)] == [0, 1, 2]
 
 
 def test_a_worker_that_has_hardly_begun_outlives_a_stop_request(index):

@@ -35,13 +35,13 @@ def train_some(folder: str, steps: int, workers: int) -> None:
     """Steps a second of a training in this process, whose threads wait as its environment says; printed."""
     import torch
 
+    from helpers import devices
     from helpers.config import load_config
     from helpers.engine import train_loader, train_step
-    from helpers.train import fast_path
     from helpers.train.training import build
 
     if BLIND in os.environ:
-        fast_path.cpu_count = os.cpu_count
+        devices.cpu_count = os.cpu_count
     cfg = load_config("demo", data_dir=f"{folder}/data", output_dir=f"{folder}/out", max_val_images=2)
     cfg = cfg.with_(num_workers=workers)
     run = build(cfg.with_(max_train_images=cfg.batch_size * (steps + BURN_IN)))

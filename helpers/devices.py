@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import importlib.metadata
 import os
 import platform
 import resource
@@ -14,9 +13,6 @@ import torch
 from joblib import cpu_count  # that this process may use: affinity and a container's quota are seen
 
 from helpers.files import UserError
-
-PACKAGES = ("torch", "torchvision", "transformers", "timm", "accelerate", "albumentations", "pycocotools")
-PACKAGES += ("hotcoco", "numpy")  # whose versions belong to a figure
 
 
 def pick_device() -> torch.device:
@@ -92,6 +88,20 @@ def set_up(device: torch.device, deterministic: bool) -> None:
         torch.backends.cudnn.benchmark = not deterministic
 
 
+def share_cores(num_workers: int) -> int:
+    """How many data-loader workers of ``num_workers``: with PyTorch's threads, of which there may be fewer afterwards,
+    they are no more than the cores that this process may use.
+
+    Where the CPU computes, at least three quarters of the cores do; beside a GPU one must.
+    """
+    cores = max(cpu_count() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)), 1)  # torchrun says how many share them
+    threads = torch.get_num_threads()
+    computing = 1 if torch.cuda.is_available() else cores - cores // 4
+    workers = min(num_workers, cores - min(threads, computing))
+    torch.set_num_threads(min(threads, cores - workers))
+    return workers
+
+
 def _cpu_has_bf16() -> bool:
     """Whether the CPU multiplies bf16 natively; elsewhere bf16 is emulated and slower than fp32."""
     info = Path("/proc/cpuinfo")
@@ -104,19 +114,6 @@ def peak_megabytes() -> float:
         return torch.cuda.max_memory_allocated() / 1e6
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 1e6 if platform.system() == "Darwin" else peak * 1024 / 1e6  # bytes there, kilobytes elsewhere
-
-
-def environment() -> dict:
-    """The machine and the versions that a figure belongs to; no user or host names."""
-    return {
-        "python": platform.python_version(),
-        "platform": f"{platform.system()} {platform.machine()}",
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
-        "cores": cpu_count(),
-        "threads": torch.get_num_threads(),
-        "threads wait": os.environ.get("OMP_WAIT_POLICY", "as PyTorch has them"),
-        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
-    }
 
 
 @contextlib.contextmanager

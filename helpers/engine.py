@@ -15,7 +15,6 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import torch
 from accelerate import Accelerator
-from joblib import cpu_count
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -23,7 +22,7 @@ from helpers.augment import augmentation
 from helpers.collator import Preprocess
 from helpers.config import Config
 from helpers.dataset import CocoDetection, PhotoLoader, begin_worker, epoch_batches
-from helpers.devices import named_range
+from helpers.devices import named_range, share_cores
 from helpers.index import CocoIndex
 from helpers.metrics import Detections
 from helpers.model import Detector, loss_parts, train_mode
@@ -167,14 +166,11 @@ def _forward(run: Run, inputs: dict, batch: dict):
 def photo_loader(
     index: CocoIndex, preprocess: Preprocess, batches: list[np.ndarray], num_workers: int, **options
 ) -> DataLoader:
-    """The collated ``batches`` (positions of photos); ``options`` go to :class:`CocoDetection`.
-
-    No more workers than cores: a container may have few of the machine's.
-    """
+    """The collated ``batches`` (positions of photos); ``options`` go to :class:`CocoDetection`."""
     return PhotoLoader(
         CocoDetection(index, preprocess.resize, **options),
         batch_sampler=batches,
-        num_workers=min(num_workers, cpu_count()),
+        num_workers=share_cores(num_workers),
         collate_fn=preprocess.collate,
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=begin_worker,

@@ -8,11 +8,12 @@ import numpy as np
 import orjson
 import pytest
 import safetensors.numpy
+import torch
 from PIL import Image
 from torch.utils.data import Dataset
 from torchvision.transforms.v2 import InterpolationMode
 
-from helpers import engine
+from helpers import devices
 from helpers.augment import Augment
 from helpers.collator import Preprocess
 from helpers.config import load_config
@@ -98,9 +99,10 @@ def test_a_worker_has_one_thread(index):
     assert found[0]["blocked"] >= {signal.SIGINT, signal.SIGTERM}, "a Ctrl-C that reaches every process is the loop's"
 
 
-def test_no_more_workers_than_cores(index, monkeypatch):
-    """A container with two of a machine's 64 cores."""
-    monkeypatch.setattr(engine, "cpu_count", lambda: 2)
+def test_a_loader_gets_the_workers_that_the_cores_allow(index, monkeypatch):
+    """tests/test_devices.py has the table."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    monkeypatch.setattr(devices, "cpu_count", lambda: 3)
     assert [photo_loader(index, KEEP, [np.arange(1)], n).num_workers for n in (0, 1, 8)] == [0, 1, 2]
 
 

@@ -107,3 +107,36 @@ def test_training_refuses_before_anything_is_written(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "newer driver" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "cores, threads, asked, processes, gpu, workers, threads_then",
+    [
+        (2, 2, 2, 1, False, 0, 2),  # where the CPU computes, all of two or three cores do
+        (3, 3, 4, 1, False, 0, 3),
+        (8, 8, 4, 1, False, 2, 6),  # of more, three quarters
+        (8, 8, 1, 1, False, 1, 7),
+        (64, 64, 4, 1, False, 4, 60),
+        (2, 64, 4, 1, False, 0, 2),  # a container with two of a machine's 64 cores
+        (1, 64, 2, 1, False, 0, 1),
+        (2, 1, 2, 1, False, 1, 1),  # OMP_NUM_THREADS=1 leaves a core
+        (8, 4, 4, 2, False, 1, 3),  # two processes share them
+        (2, 2, 4, 1, True, 1, 1),  # beside a GPU one thread is enough
+        (16, 16, 8, 1, True, 8, 8),
+        (16, 8, 8, 2, True, 7, 1),
+    ],
+)
+def test_threads_and_workers_are_no_more_than_the_cores(
+    monkeypatch, cores, threads, asked, processes, gpu, workers, threads_then
+):
+    """joblib reads affinity and the cgroup's quota; PyTorch sees the machine's cores."""
+    now = [threads]
+    monkeypatch.setattr(devices, "cpu_count", lambda: cores)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: now[-1])
+    monkeypatch.setattr(torch, "set_num_threads", now.append)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    if processes > 1:
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+    for _ in range(2):  # the loader of the validation, after the one of the training
+        assert (devices.share_cores(asked), now[-1]) == (workers, threads_then)
+    assert processes * (workers + threads_then) <= cores

@@ -11,7 +11,6 @@ import ctypes
 import types
 
 import torch
-from joblib import cpu_count
 from torch import nn
 from torch.nn import functional as F
 
@@ -27,7 +26,6 @@ def take_fast_path(model: nn.Module) -> None:
     mode.
     """
     keep_freed_memory()
-    no_more_threads_than_cores()
     fold_norms(model)
     channels_last(model, weights=next(model.parameters()).is_cuda)
     if loss := batched_loss_for(model):
@@ -45,14 +43,6 @@ def keep_freed_memory() -> None:
         glibc = ctypes.CDLL("libc.so.6")
         glibc.mallopt(mmap_threshold, 2**30)
         glibc.mallopt(trim_threshold, 2**31 - 1)
-
-
-def no_more_threads_than_cores() -> None:
-    """PyTorch starts a thread for each core of the machine, of which a container may be given a few: waiting for each
-    other, the threads would spin its quota away.
-    """
-    if torch.get_num_threads() > cpu_count():
-        torch.set_num_threads(cpu_count())
 
 
 def channels_last(model: nn.Module, weights: bool) -> None:

@@ -1,13 +1,17 @@
 """The folder of a run: trained into by one process at a time, gone on with or made anew, never over another run."""
 
 import contextlib
+import importlib.metadata
 import os
+import platform
 import shutil
 from pathlib import Path
 
 import orjson
 import pandas as pd
 import psutil
+import torch
+from joblib import cpu_count
 
 from helpers.config import Config
 from helpers.engine import Run
@@ -15,6 +19,8 @@ from helpers.files import UserError, locked, read_table, write_atomic
 from helpers.train import checkpoints
 from helpers.train.processes import rank, world
 
+PACKAGES = ("torch", "torchvision", "transformers", "timm", "accelerate", "albumentations", "pycocotools")
+PACKAGES += ("hotcoco", "numpy")  # whose versions belong to a figure
 LOGS = ("losses", "epochs")  # of a run, tables in its folder
 # What decides over an epoch's batches
 ORDER = ("batch_size", "processes", "grad_accumulation", "seed", "max_train_images", "data_source")
@@ -129,3 +135,16 @@ def _same_cell_again(cfg: Config) -> bool:
 def process() -> str:
     """This process, as no other one is called even when its number is given out again; of several, who started them."""
     return os.environ.get("STARTED_BY") or f"{os.getpid()} {psutil.Process().create_time():.2f}"
+
+
+def environment() -> dict:
+    """The machine and the versions that a figure belongs to; no user or host names."""
+    return {
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
+        "cores": cpu_count(),
+        "threads": torch.get_num_threads(),
+        "threads wait": os.environ.get("OMP_WAIT_POLICY", "as PyTorch has them"),
+        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+    }

@@ -24,7 +24,7 @@ from accelerate.utils import set_seed
 from tqdm import tqdm
 
 from helpers.config import Config
-from helpers.devices import autocast, environment, peak_megabytes, pick_device, resolve_precision, set_up
+from helpers.devices import autocast, peak_megabytes, pick_device, resolve_precision, set_up, share_cores
 from helpers.engine import Run, eval_loader, predict, train_epoch
 from helpers.files import UserError, write_json
 from helpers.index import open_split
@@ -55,6 +55,7 @@ def build(cfg: Config, paste: Callable | None = None) -> Run:
     precision, note = resolve_precision(cfg.precision)
     device = pick_device()
     set_up(device, cfg.deterministic)
+    share_cores(cfg.num_workers)
     AcceleratorState._reset_state()  # else a second run in one kernel could not have another precision
     accelerator = Accelerator(mixed_precision={"fp32": "no"}.get(precision, precision), cpu=device.type == "cpu")
     detector = load_detector(cfg, train.classes)
@@ -106,7 +107,7 @@ def train(cfg: Config, on_flush: Callable[[Run], None] | None = None, paste: Cal
             if not resume:
                 run_folder.empty(cfg)  # only now: a misspelt model must not cost the run before
             write_json(cfg.run_dir / "config.json", run_folder.as_trained(cfg))
-            write_json(cfg.run_dir / "environment.json", {**environment(), "process": run_folder.process()})
+            write_json(cfg.run_dir / "environment.json", {**run_folder.environment(), "process": run_folder.process()})
         with StopRequests() as stop, _tensorboard(run) as board:
             while run.epoch < cfg.epochs and not stop.asked:
                 began = time.perf_counter()

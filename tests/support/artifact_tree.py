@@ -14,7 +14,6 @@ from safetensors.numpy import save_file
 from torch.utils.tensorboard import SummaryWriter
 
 from helpers.config import Config, load_config
-from helpers.devices import environment
 from helpers.download.coco import read_index
 from helpers.error_analysis.tide import TYPES
 from helpers.evaluate.checkpoint import record_metrics
@@ -23,6 +22,7 @@ from helpers.index import open_split
 from helpers.metrics import coco_metrics, ground_truth, save_detections
 from helpers.synthetic_data.arms import synthetic_dir
 from helpers.train import checkpoints
+from helpers.train.run_folder import environment
 
 HOSTILE = "<script>alert(1)</script>"
 CLASSES = ("person", HOSTILE, "traffic light")

@@ -12,7 +12,6 @@ from tiny import FAMILIES, perturbed
 
 from helpers.config import load_config
 from helpers.model import load_detector
-from helpers.train import fast_path
 from helpers.train.fast_path import take_fast_path
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -34,17 +33,6 @@ def plain(request, tmp_path_factory):
             module.running_var.uniform_(0.5, 2)
             module.running_mean.normal_(0, 0.1)
     return perturbed(model)
-
-
-def test_no_more_threads_than_the_cores_of_a_container(monkeypatch):
-    """joblib reads affinity and the cgroup's quota; PyTorch sees the machine's cores."""
-    torch.set_num_threads(2)
-    monkeypatch.setattr(fast_path, "cpu_count", lambda: 3)
-    fast_path.no_more_threads_than_cores()
-    assert torch.get_num_threads() == 2
-    monkeypatch.setattr(fast_path, "cpu_count", lambda: 1)
-    fast_path.no_more_threads_than_cores()
-    assert torch.get_num_threads() == 1
 
 
 def batch(n: int = 3, size: int = 128) -> dict:

@@ -6,8 +6,9 @@ other burns its own. With ``OMP_WAIT_POLICY=PASSIVE`` a waiting thread sleeps, w
 waking it. Every measurement is a process of its own, the sides take turns. The fair share of a training with T threads
 beside N neighbours on C cores is C / (T + N) of what it does alone, once there are more of them than cores.
 
-In a container that is given less than the machine's cores (``docker run --cpus 1``), and with ``--workers`` data-loader
-workers, it says what the project's own limit of threads is worth there: the last side knows nothing of it.
+Threads and data-loader workers together are no more than the cores that the process may use; the last side knows
+nothing of this limit, and has a thread for each core of the machine and all of the ``--workers`` beside them. In a
+container that is given less than the machine's cores (``docker run --cpus 1``, ``taskset -c 0``) that is most.
 """
 
 from __future__ import annotations
@@ -20,13 +21,13 @@ import sys
 import tempfile
 import time
 
-BLIND = "NO_LIMIT_OF_THREADS"  # in a training's environment: as it was before the project looked at quotas
+NO_LIMIT = "NO_LIMIT"  # in a training's environment: threads and workers as they come
 SIDES = {  # what is set in the training's environment
     "as they come": {},
     "GOMP_SPINCOUNT=10000": {"GOMP_SPINCOUNT": "10000"},
     "OMP_WAIT_POLICY=PASSIVE": {"OMP_WAIT_POLICY": "PASSIVE"},
     "one thread": {"OMP_NUM_THREADS": "1"},
-    "a thread for each core of the machine": {BLIND: "1"},
+    "no limit of threads and workers": {NO_LIMIT: "1"},
 }
 BURN_IN = 4  # steps
 
@@ -35,20 +36,19 @@ def train_some(folder: str, steps: int, workers: int) -> None:
     """Steps a second of a training in this process, whose threads wait as its environment says; printed."""
     import torch
 
-    from helpers import devices
+    from helpers import engine
     from helpers.config import load_config
-    from helpers.engine import train_loader, train_step
-    from helpers.train.training import build
+    from helpers.train import training
 
-    if BLIND in os.environ:
-        devices.cpu_count = os.cpu_count
+    if NO_LIMIT in os.environ:
+        engine.share_cores = training.share_cores = lambda num_workers: num_workers
     cfg = load_config("demo", data_dir=f"{folder}/data", output_dir=f"{folder}/out", max_val_images=2)
     cfg = cfg.with_(num_workers=workers)
-    run = build(cfg.with_(max_train_images=cfg.batch_size * (steps + BURN_IN)))
-    for number, batch in enumerate(train_loader(run, 0)):
+    run = training.build(cfg.with_(max_train_images=cfg.batch_size * (steps + BURN_IN)))
+    for number, batch in enumerate(engine.train_loader(run, 0)):
         if number == BURN_IN:
             began = time.perf_counter()
-        train_step(run, [batch])
+        engine.train_step(run, [batch])
     print(steps / (time.perf_counter() - began), torch.get_num_threads())
 
 
@@ -95,9 +95,8 @@ def main() -> None:
 
     print(header("torch"), flush=True)
     cores = cpu_count()
-    asked = arguments.sides or [name for name in SIDES if BLIND not in SIDES[name] or cores < os.cpu_count()]
-    sides = {name: SIDES[name] for name in asked}
-    print(f"{cores} of {os.cpu_count()} cores may be used, {arguments.workers} data-loader workers", flush=True)
+    sides = {name: SIDES[name] for name in arguments.sides or SIDES}
+    print(f"{cores} of {os.cpu_count()} cores may be used, {arguments.workers} workers are asked for", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         cfg = load_config("demo", data_dir=f"{folder}/data", output_dir=f"{folder}/out", max_val_images=2)
         prepare(cfg.with_(max_train_images=cfg.batch_size * (arguments.steps + BURN_IN)))

@@ -7,14 +7,11 @@ them is unusual, they are judged record by record (``helpers.download.records``)
 import json
 import re
 from collections import Counter
-from itertools import chain
-from operator import attrgetter
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal
 
 import msgspec
 import numpy as np
-import orjson
 import pandas as pd
 from PIL import Image
 
@@ -35,14 +32,15 @@ from helpers.files import UserError
 PIECE = 5000  # records that are parsed and checked at once
 PLAIN_NAME = re.compile(r"[\w-]+\.\w+", re.ASCII).fullmatch  # of a photo: in no subfolder, so certainly not outside
 
+_Id = Annotated[int, msgspec.Meta(gt=-(2**63), le=2**63 - 1)]
 _Number = Annotated[float, msgspec.Meta(gt=-1e100, lt=1e100)]
 _Side = Annotated[float, msgspec.Meta(gt=0, lt=1e100)]
 
 
 class _Annotation(msgspec.Struct, gc=False):
-    id: Annotated[int, msgspec.Meta(gt=-(2**63))]
-    image_id: int
-    category_id: int
+    id: _Id
+    image_id: _Id
+    category_id: _Id
     bbox: tuple[_Number, _Number, _Side, _Side]
     area: Annotated[float, msgspec.Meta(ge=0, lt=1e100)]
     iscrowd: Literal[0, 1]
@@ -50,7 +48,7 @@ class _Annotation(msgspec.Struct, gc=False):
 
 
 class _Document(msgspec.Struct):
-    images: list[msgspec.Raw]
+    images: list[dict]
     annotations: list[msgspec.Raw]
     categories: list[dict]
     info: msgspec.Raw = msgspec.Raw()
@@ -107,8 +105,8 @@ def _read_document(annotation_file: Path) -> _Document:
     if not all(isinstance(records, list) and all(isinstance(item, dict) for item in records) for records in lists):
         raise _no_coco_file(annotation_file)
     header = {name: as_text(coco[name]) for name in ("info", "licenses") if name in coco}
-    images, annotations = ([as_text(record) for record in records] for records in lists[:2])
-    return _Document(images, annotations, lists[2], **header)
+    images, annotations, categories = lists
+    return _Document(images, [as_text(record) for record in annotations], categories, **header)
 
 
 def _no_coco_file(annotation_file: Path) -> UserError:
@@ -124,10 +122,10 @@ class _Judge:
     ``mended`` counts what was read otherwise than it is written: field -> [count, as written first, as read].
     """
 
-    def __init__(self, annotation_file: Path, folder: Path, images: list, categories: list[dict]):
+    def __init__(self, annotation_file: Path, folder: Path, images: list[dict], categories: list[dict]):
         self.file, self.folder, self.images, self.dropped = annotation_file, folder, [], []
         self.lost, self.of_lost, self.mended = {}, Counter(), {}
-        self._photos([self._record(text) for text in images])
+        self._photos(images)
         self.by_id = pd.Index(np.array([image["id"] for image in self.images], np.int64))
         self.by_category = pd.Index(np.array([category["id"] for category in categories], np.int64))
         self.sizes = np.array([(image["width"], image["height"]) for image in self.images] or [(0, 0)], float)
@@ -136,15 +134,6 @@ class _Judge:
     def drop(self, file: str, why: str) -> dict:
         self.dropped.append({"file": file, "why": why})
         return self.dropped[-1]
-
-    def _record(self, text) -> dict:
-        try:
-            record = orjson.loads(bytes(text))
-        except orjson.JSONDecodeError:
-            record = json.loads(bytes(text))
-        if not isinstance(record, dict):
-            raise _no_coco_file(self.file)
-        return record
 
     def _photos(self, records: list[dict]) -> None:
         """Sort out the photos: an id or a name that does not say which photo is meant says nothing of its boxes."""
@@ -192,15 +181,12 @@ class _Judge:
         """Rows and texts of the annotations of usable photos; None when one is unusual in any way, allowed or not."""
         try:
             records = self.decoder.decode(b"[" + b",".join(texts) + b"]")
-            column = lambda name: np.fromiter(map(attrgetter(name), records), np.int64, len(records))
-            ids, image_ids, category_ids, iscrowd = map(column, ("id", "image_id", "category_id", "iscrowd"))
-        except (msgspec.DecodeError, OverflowError):
+        except msgspec.DecodeError:
             return None
-        rows = np.zeros(len(records), ROW)
-        rows["image"], rows["label"] = self.by_id.get_indexer(image_ids), self.by_category.get_indexer(category_ids)
-        rows["id"], rows["iscrowd"], rows["area"] = ids, iscrowd, [*map(attrgetter("area"), records)]
-        numbers = chain.from_iterable(map(attrgetter("bbox"), records))
-        rows["bbox"] = np.fromiter(numbers, float, 4 * len(records)).reshape(-1, 4)
+        values = ((r.image_id, r.category_id, r.id, r.bbox, r.area, r.iscrowd) for r in records)
+        rows = np.fromiter(values, ROW, len(records))
+        image_ids = rows["image"].copy()
+        rows["image"], rows["label"] = self.by_id.get_indexer(image_ids), self.by_category.get_indexer(rows["label"])
         known, (x, y, w, h), (width, height) = rows["image"] >= 0, rows["bbox"].T, self.sizes[rows["image"]].T
         usable = known & (rows["label"] >= 0) & (w <= 2 * width) & (h <= 2 * height)
         usable &= (x < width) & (y < height) & (x + w > 0) & (y + h > 0)
@@ -214,7 +200,10 @@ class _Judge:
         """The same for any annotations, judged one after the other."""
         rows, kept = [], []
         for text in texts:
-            record, changes = mended_annotation(self._record(text))
+            record = json.loads(bytes(text))
+            if not isinstance(record, dict):
+                raise _no_coco_file(self.file)
+            record, changes = mended_annotation(record)
             key, owner = record.get("id"), record.get("image_id")
             i = self.by_id.get_loc(owner) if is_id(owner) and owner in self.by_id else None
             lost = owner if is_id(owner) else repr(owner) if isinstance(owner, str | float | int) else None

@@ -13,7 +13,6 @@ from typing import Annotated, Literal
 import msgspec
 import numpy as np
 import pandas as pd
-from PIL import Image
 
 from helpers.download.records import (
     ROW,
@@ -73,8 +72,7 @@ def read_file(annotation_file: Path, folder: Path) -> Records:
     twin = pd.Index(rows["id"]).duplicated()
     for row in rows[twin]:
         judge.drop(judge.images[row["image"]]["file_name"], f"annotation {row['id']}: its id is there twice")
-    if twin.any():
-        rows, texts = rows[~twin], [texts[i] for i in np.flatnonzero(~twin)]
+    rows, texts = rows[~twin], [texts[i] for i in np.flatnonzero(~twin)]
     for key, boxes in judge.of_lost.items():
         judge.lost[key]["why"] += f" (its {boxes} annotations go with it)"
     notes = [
@@ -144,7 +142,7 @@ class _Judge:
                 check_file_name(name, self.file)
                 name = PurePosixPath(name).as_posix()
             if image_problem(image):
-                records[i], changes = mended_image(image, self._size)
+                records[i], changes = mended_image(image, self.folder)
                 self._count(changes if image_problem(records[i]) is None else {})
             names.append(name)
         ids = [image["id"] if is_id(image.get("id")) else repr(image.get("id")) for image in records]
@@ -164,14 +162,6 @@ class _Judge:
                 self.images.append(image)
             else:
                 self.lost[key] = self.drop(image["file_name"], why)
-
-    def _size(self, name: str) -> tuple[int, int] | None:
-        """Of a photo that has one frame: a camera's rotation mark leaves open which of two the boxes were drawn in."""
-        try:
-            with Image.open(self.folder / name) as photo:
-                return photo.size if photo.getexif().get(0x0112, 1) < 5 else None
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-            return None
 
     def _count(self, changes: dict[str, tuple]) -> None:
         for name, (written, read) in changes.items():

@@ -87,24 +87,27 @@ def read_file(annotation_file: Path, folder: Path) -> Records:
 
 def _read_document(annotation_file: Path) -> _Document:
     """The file, cut into the texts of its records. Raises UserError when it is damaged or no COCO annotation file."""
+    data = annotation_file.read_bytes()
     try:
-        data = annotation_file.read_bytes()
-        try:
-            if not data.isascii():
-                data.decode()
-            return msgspec.json.decode(data, type=_Document)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            coco = json.loads(data)  # takes NaN and a byte order mark, and says what is wrong
-    except (ValueError, RecursionError) as error:
-        raise UserError(
-            f"{annotation_file} is not valid JSON ({error}): it is damaged or cut short, get it again."
-        ) from None
+        if not data.isascii():
+            data.decode()
+        return msgspec.json.decode(data, type=_Document)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        coco = _from_text(data, annotation_file)  # takes NaN and a byte order mark, and says what is wrong
     lists = [coco.get(name) if isinstance(coco, dict) else None for name in ("images", "annotations", "categories")]
     if not all(isinstance(records, list) and all(isinstance(item, dict) for item in records) for records in lists):
         raise _no_coco_file(annotation_file)
     header = {name: as_text(coco[name]) for name in ("info", "licenses") if name in coco}
     images, annotations, categories = lists
     return _Document(images, [as_text(record) for record in annotations], categories, **header)
+
+
+def _from_text(text: bytes, annotation_file: Path):
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        why = f"is not valid JSON ({error}): it is damaged or cut short, get it again."
+        raise UserError(f"{annotation_file} {why}") from None
 
 
 def _no_coco_file(annotation_file: Path) -> UserError:
@@ -190,7 +193,7 @@ class _Judge:
         """The same for any annotations, judged one after the other."""
         rows, kept = [], []
         for text in texts:
-            record = json.loads(bytes(text))
+            record = _from_text(bytes(text), self.file)
             if not isinstance(record, dict):
                 raise _no_coco_file(self.file)
             record, changes = mended_annotation(record)

@@ -663,6 +663,8 @@ def test_photo_in_a_folder_below_and_odd_names(tmp_path):
         b"<html>",
         b"[" * 100_000,
         b'{"images": [1], "annotations": [], "categories": []}',
+        b'{"images": [], "annotations": [1], "categories": []}',
+        b'{"images": [], "annotations": [{"id": %s}], "categories": []}' % (b"9" * 5000),
     ],
 )
 def test_damaged_annotation_file_is_named(tmp_path, content):

@@ -730,6 +730,13 @@ def test_folders_that_contradict_each_other(tmp_path, kind):
     assert str(tmp_path / "b") in str(error.value)
 
 
+def test_folder_that_is_named_twice(tmp_path):
+    """Else every photo is there twice under one id, and the data set is made anew at every call."""
+    make_coco(tmp_path / "a")
+    with pytest.raises(UserError, match="image id 1 is both in"):
+        prepare(folder_config(f"{tmp_path / 'a'},{tmp_path / 'a'}", tmp_path / "d", top_k=2))
+
+
 def test_splits_that_contradict_each_other(tmp_path):
     """Else the objects of one class are evaluated as another one's."""
     make_coco(tmp_path / "source")

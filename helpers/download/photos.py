@@ -5,6 +5,7 @@ import os
 import shutil
 import unicodedata
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote
 
@@ -57,12 +58,10 @@ def check_photos(records: Records, what: str) -> dict[int, str]:
     paths = map(records.photo, range(len(records.images)))
     problems = thread_map(photo_problem, paths, records.images, max_workers=THREADS, desc=what, **bar)
     broken = {i: why for i, why in enumerate(problems) if why}
-    alike = {}  # folder -> spelling -> the name that is there
-    for i in (i for i, why in broken.items() if why == MISSING):
+    there = cache(lambda folder: {_spelling(name): name for name in sorted(present(folder))})
+    for i in [i for i, why in broken.items() if why == MISSING]:
         folder = records.folders[i]
-        if folder not in alike:
-            alike[folder] = {_spelling(name): name for name in sorted(present(folder))}
-        near = alike[folder].get(_spelling(records.images[i]["file_name"]))
+        near = there(folder).get(_spelling(records.images[i]["file_name"]))
         broken[i] = f"{MISSING} in {folder.parent.name}/{folder.name}" + (f", which has {near}" if near else "")
     return broken
 

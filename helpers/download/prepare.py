@@ -33,11 +33,10 @@ def prepare(cfg: Config) -> dict:
     folder that is in use or that holds something else.
     """
     request = _request(cfg)
-    manifest = _finished(cfg, request)
-    if manifest is None:
-        with only_one(cfg.data_dir):
-            manifest = _finished(cfg, request) or _build(cfg, request)
-    return manifest
+    if manifest := _finished(cfg, request):
+        return manifest
+    with only_one(cfg.data_dir):
+        return _finished(cfg, request) or _build(cfg, request)
 
 
 def manifest_table(manifest: dict) -> pd.DataFrame:

@@ -177,7 +177,7 @@ class _Judge:
         except msgspec.DecodeError:
             return None
         values = ((r.image_id, r.category_id, r.id, r.bbox, r.area, r.iscrowd) for r in records)
-        rows = np.fromiter(values, ROW, len(records))
+        rows = np.fromiter(values, ROW, len(records))  # with ids where positions belong
         image_ids = rows["image"].copy()
         rows["image"], rows["label"] = self.by_id.get_indexer(image_ids), self.by_category.get_indexer(rows["label"])
         known, (x, y, w, h), (width, height) = rows["image"] >= 0, rows["bbox"].T, self.sizes[rows["image"]].T
@@ -187,7 +187,7 @@ class _Judge:
         if not usable.all() or not plain_polygons([bytes(record.segmentation) for record in records]):
             return None
         self.of_lost.update(image_ids[~known].tolist())
-        return rows[known], texts if known.all() else [texts[i] for i in np.flatnonzero(known)]
+        return rows[known], [texts[i] for i in np.flatnonzero(known)]
 
     def one_by_one(self, texts: list) -> tuple[np.ndarray, list]:
         """The same for any annotations, judged one after the other."""

@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from torch.utils.data import DataLoader
 
 from helpers.augment import augmentation
 from helpers.boxes import cxcywh_to_xyxy, xyxy_to_xywh
@@ -27,7 +28,6 @@ def class_table(indices: dict[str, CocoIndex]) -> pd.DataFrame:
 
 def size_table(indices: dict[str, CocoIndex]) -> pd.DataFrame:
     """Share of small (< 32² px), medium and large (> 96² px) objects by COCO's area, a column per split."""
-
     shares = {}
     for split, index in indices.items():
         areas = index.areas[~index.iscrowd]
@@ -76,14 +76,13 @@ def oracle_detections(index: CocoIndex, preprocess: Preprocess) -> list[dict]:
 
     Any mix-up of formats, padding, sizes or ids on the way shows here, before hours of training do.
     """
-    detections, dataset = [], CocoDetection(index, preprocess.resize)
-    for start in range(0, len(index), 16):
-        batch = preprocess.collate([dataset[i] for i in range(start, min(start + 16, len(index)))])
+    detections = []
+    for batch in DataLoader(CocoDetection(index, preprocess.resize), 16, collate_fn=preprocess.collate):
         for image_id, (height, width), label in zip(batch["image_ids"], batch["orig_sizes"], batch["labels"]):
             bbox = xyxy_to_xywh(cxcywh_to_xyxy(label["boxes"].astype(float), height, width)).tolist()
             for k, box in zip(label["class_labels"].tolist(), bbox):
-                row = {"image_id": image_id, "category_id": index.category_ids[k], "bbox": box, "score": 1.0}
-                detections.append(row)
+                category_id = index.category_ids[k]
+                detections.append({"image_id": image_id, "category_id": category_id, "bbox": box, "score": 1.0})
     return detections
 
 

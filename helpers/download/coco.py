@@ -51,18 +51,17 @@ def _joined(whole: Records, part: Records, annotation_file: Path) -> Records:
 
 
 def _check_new(part: Records, annotation_file: Path, owners: dict) -> None:
-    for kind, keys in (
-        ("image id", [image["id"] for image in part.images]),
-        ("photo", [PurePosixPath(image["file_name"]).as_posix() for image in part.images]),
-        ("annotation id", part.rows["id"].tolist()),
-    ):
-        for key in keys:
-            other = owners.setdefault((kind, key), annotation_file)
-            if other != annotation_file:
-                raise UserError(
-                    f"{kind} {key} is both in {other} and in {annotation_file}: folders that are joined must not "
-                    "share ids or photo names; leave one of them out of coco_root."
-                )
+    """``owners``: (kind, key) -> the file that has it; within a file each is there once."""
+    keys = [("image id", image["id"]) for image in part.images]
+    keys += [("photo", PurePosixPath(image["file_name"]).as_posix()) for image in part.images]
+    keys += [("annotation id", key) for key in part.rows["id"].tolist()]
+    for kind, key in keys:
+        if (kind, key) in owners:
+            raise UserError(
+                f"{kind} {key} is both in {owners[kind, key]} and in {annotation_file}: folders that are joined must "
+                "not share ids or photo names; leave one of them out of coco_root."
+            )
+    owners.update(dict.fromkeys(keys, annotation_file))
 
 
 def pick_classes(train: Records, classes: tuple[str, ...] | None, top_k: int | None) -> list[dict]:

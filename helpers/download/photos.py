@@ -5,15 +5,15 @@ import os
 import shutil
 import unicodedata
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote
 
-from PIL import Image
 from tqdm import tqdm
 from tqdm.contrib.concurrent import thread_map
 
 from helpers.dataset import read_image
-from helpers.download.records import Records
+from helpers.download.records import Records, stored_frame
 from helpers.files import UserError, link_or_copy, locked
 from helpers.index import present
 
@@ -58,29 +58,20 @@ def check_photos(records: Records, what: str) -> dict[int, str]:
     paths = map(records.photo, range(len(records.images)))
     problems = thread_map(photo_problem, paths, records.images, max_workers=THREADS, desc=what, **bar)
     broken = {i: why for i, why in enumerate(problems) if why}
-    alike = {}  # folder -> spelling -> the name that is there
-    for i in (i for i, why in broken.items() if why == MISSING):
+    there = cache(lambda folder: {_spelling(name): name for name in sorted(present(folder))})
+    for i in [i for i, why in broken.items() if why == MISSING]:
         folder = records.folders[i]
-        if folder not in alike:
-            alike[folder] = {_spelling(name): name for name in sorted(present(folder))}
-        near = alike[folder].get(_spelling(records.images[i]["file_name"]))
+        near = there(folder).get(_spelling(records.images[i]["file_name"]))
         broken[i] = f"{MISSING} in {folder.parent.name}/{folder.name}" + (f", which has {near}" if near else "")
     return broken
 
 
 def turn_doubt(records: Records, split: str) -> list[str]:
     """A sentence about photos whose size does not tell if the boxes were drawn before a rotation mark was followed."""
-
-    def open_question(i: int) -> bool:
-        try:
-            with Image.open(records.photo(i)) as photo:
-                mark = photo.getexif().get(0x0112, 1)
-                return mark in (2, 3, 4) or (mark in (5, 6, 7, 8) and photo.width == photo.height)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-            return False
-
     with ThreadPoolExecutor(THREADS) as pool:
-        marked = [i for i, is_open in enumerate(pool.map(open_question, range(len(records.images)))) if is_open]
+        frames = list(pool.map(stored_frame, map(records.photo, range(len(records.images)))))
+    is_open = lambda width, height, mark: mark in (2, 3, 4) or (mark in (5, 6, 7, 8) and width == height)
+    marked = [i for i, frame in enumerate(frames) if frame and is_open(*frame)]
     if not marked:
         return []
     return [

@@ -1,8 +1,6 @@
-"""01 download: three sources, one result.
+"""Three sources, one result: ``images/{train2017,val2017}``, ``annotations/instances_*.json`` and ``manifest.json``.
 
-``prepare(cfg)`` leaves ``images/{train2017,val2017}``, ``annotations/instances_*.json`` and ``manifest.json`` in
-``cfg.data_dir``. The manifest is written last: where it is, the data set is whole. What an interrupted call left is
-taken up by the next one.
+What an interrupted call left is taken up by the next one.
 """
 
 import contextlib
@@ -15,12 +13,14 @@ import orjson
 import pandas as pd
 
 from helpers.config import Config
+from helpers.download import zoo
 from helpers.download.coco import SPLITS, pick_classes, pick_images, read_split
 from helpers.download.photos import check_photos, only_one, place_photos, turn_doubt
 from helpers.download.plausible import check_boxes
 from helpers.download.records import Records, check_categories
 from helpers.files import UserError, sha256, write_atomic, write_json
 from helpers.index import open_split
+from helpers.scenes.scenes import SCENE_CLASSES, VERSION, write_scenes
 
 UNFINISHED = ".unfinished"  # marks a folder as ours until its manifest is there
 
@@ -33,11 +33,10 @@ def prepare(cfg: Config) -> dict:
     folder that is in use or that holds something else.
     """
     request = _request(cfg)
-    manifest = _finished(cfg, request)
-    if manifest is None:
-        with only_one(cfg.data_dir):
-            manifest = _finished(cfg, request) or _build(cfg, request)
-    return manifest
+    if manifest := _finished(cfg, request):
+        return manifest
+    with only_one(cfg.data_dir):
+        return _finished(cfg, request) or _build(cfg, request)
 
 
 def manifest_table(manifest: dict) -> pd.DataFrame:
@@ -54,10 +53,8 @@ def _request(cfg: Config) -> dict:
     if cfg.data_source == "folder":
         files = split_files(cfg.coco_roots).items()
         request["annotation_files"] = {split: [sha256(file) for file, _ in pairs] for split, pairs in files}
-    if cfg.data_source == "demo":  # other drawings are another data set
-        from helpers.scenes.scenes import VERSION
-
-        request["scenes"] = VERSION
+    if cfg.data_source == "demo":
+        request["scenes"] = VERSION  # other drawings are another data set
     return request
 
 
@@ -106,14 +103,10 @@ def _build(cfg: Config, request: dict) -> dict:
 def _open_source(cfg: Config, stack: contextlib.ExitStack) -> dict[str, list[tuple[Path, Path]]]:
     """(annotation file, photo folder) pairs of each split; ``stack`` holds the source until the photos are placed."""
     if cfg.data_source == "fiftyone":
-        from helpers.download import zoo
-
         stack.enter_context(zoo.open_zoo(cfg))
         return zoo.annotation_files(cfg)
     if cfg.data_source == "folder":
         return split_files(cfg.coco_roots)
-    from helpers.scenes.scenes import SCENE_CLASSES, write_scenes
-
     root = cfg.data_dir / ".scenes"
     shutil.rmtree(root, ignore_errors=True)
     stack.callback(shutil.rmtree, root, ignore_errors=True)
@@ -158,8 +151,6 @@ def _choose(cfg: Config, files: dict[str, list[tuple[Path, Path]]]) -> dict[str,
 
 def _broken_photos(cfg: Config, split: str, records: Records) -> dict[int, str]:
     if cfg.data_source == "fiftyone":
-        from helpers.download import zoo
-
         return zoo.fetch_photos(cfg, split, records)
     if cfg.data_source == "folder":
         records.notes += turn_doubt(records, split)

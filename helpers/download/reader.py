@@ -7,16 +7,12 @@ them is unusual, they are judged record by record (``helpers.download.records``)
 import json
 import re
 from collections import Counter
-from itertools import chain
-from operator import attrgetter
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal
 
 import msgspec
 import numpy as np
-import orjson
 import pandas as pd
-from PIL import Image
 
 from helpers.download.records import (
     ROW,
@@ -35,14 +31,15 @@ from helpers.files import UserError
 PIECE = 5000  # records that are parsed and checked at once
 PLAIN_NAME = re.compile(r"[\w-]+\.\w+", re.ASCII).fullmatch  # of a photo: in no subfolder, so certainly not outside
 
+_Id = Annotated[int, msgspec.Meta(gt=-(2**63), le=2**63 - 1)]
 _Number = Annotated[float, msgspec.Meta(gt=-1e100, lt=1e100)]
 _Side = Annotated[float, msgspec.Meta(gt=0, lt=1e100)]
 
 
 class _Annotation(msgspec.Struct, gc=False):
-    id: Annotated[int, msgspec.Meta(gt=-(2**63))]
-    image_id: int
-    category_id: int
+    id: _Id
+    image_id: _Id
+    category_id: _Id
     bbox: tuple[_Number, _Number, _Side, _Side]
     area: Annotated[float, msgspec.Meta(ge=0, lt=1e100)]
     iscrowd: Literal[0, 1]
@@ -50,7 +47,7 @@ class _Annotation(msgspec.Struct, gc=False):
 
 
 class _Document(msgspec.Struct):
-    images: list[msgspec.Raw]
+    images: list[dict]
     annotations: list[msgspec.Raw]
     categories: list[dict]
     info: msgspec.Raw = msgspec.Raw()
@@ -75,8 +72,7 @@ def read_file(annotation_file: Path, folder: Path) -> Records:
     twin = pd.Index(rows["id"]).duplicated()
     for row in rows[twin]:
         judge.drop(judge.images[row["image"]]["file_name"], f"annotation {row['id']}: its id is there twice")
-    if twin.any():
-        rows, texts = rows[~twin], [texts[i] for i in np.flatnonzero(~twin)]
+    rows, texts = rows[~twin], [texts[i] for i in np.flatnonzero(~twin)]
     for key, boxes in judge.of_lost.items():
         judge.lost[key]["why"] += f" (its {boxes} annotations go with it)"
     notes = [
@@ -91,24 +87,27 @@ def read_file(annotation_file: Path, folder: Path) -> Records:
 
 def _read_document(annotation_file: Path) -> _Document:
     """The file, cut into the texts of its records. Raises UserError when it is damaged or no COCO annotation file."""
+    data = annotation_file.read_bytes()
     try:
-        data = annotation_file.read_bytes()
-        try:
-            if not data.isascii():
-                data.decode()
-            return msgspec.json.decode(data, type=_Document)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            coco = json.loads(data)  # takes NaN and a byte order mark, and says what is wrong
-    except (ValueError, RecursionError) as error:
-        raise UserError(
-            f"{annotation_file} is not valid JSON ({error}): it is damaged or cut short, get it again."
-        ) from None
+        if not data.isascii():
+            data.decode()
+        return msgspec.json.decode(data, type=_Document)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        coco = _from_text(data, annotation_file)  # takes NaN and a byte order mark, and says what is wrong
     lists = [coco.get(name) if isinstance(coco, dict) else None for name in ("images", "annotations", "categories")]
     if not all(isinstance(records, list) and all(isinstance(item, dict) for item in records) for records in lists):
         raise _no_coco_file(annotation_file)
     header = {name: as_text(coco[name]) for name in ("info", "licenses") if name in coco}
-    images, annotations = ([as_text(record) for record in records] for records in lists[:2])
-    return _Document(images, annotations, lists[2], **header)
+    images, annotations, categories = lists
+    return _Document(images, [as_text(record) for record in annotations], categories, **header)
+
+
+def _from_text(text: bytes, annotation_file: Path):
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        why = f"is not valid JSON ({error}): it is damaged or cut short, get it again."
+        raise UserError(f"{annotation_file} {why}") from None
 
 
 def _no_coco_file(annotation_file: Path) -> UserError:
@@ -124,10 +123,10 @@ class _Judge:
     ``mended`` counts what was read otherwise than it is written: field -> [count, as written first, as read].
     """
 
-    def __init__(self, annotation_file: Path, folder: Path, images: list, categories: list[dict]):
+    def __init__(self, annotation_file: Path, folder: Path, images: list[dict], categories: list[dict]):
         self.file, self.folder, self.images, self.dropped = annotation_file, folder, [], []
         self.lost, self.of_lost, self.mended = {}, Counter(), {}
-        self._photos([self._record(text) for text in images])
+        self._photos(images)
         self.by_id = pd.Index(np.array([image["id"] for image in self.images], np.int64))
         self.by_category = pd.Index(np.array([category["id"] for category in categories], np.int64))
         self.sizes = np.array([(image["width"], image["height"]) for image in self.images] or [(0, 0)], float)
@@ -136,15 +135,6 @@ class _Judge:
     def drop(self, file: str, why: str) -> dict:
         self.dropped.append({"file": file, "why": why})
         return self.dropped[-1]
-
-    def _record(self, text) -> dict:
-        try:
-            record = orjson.loads(bytes(text))
-        except orjson.JSONDecodeError:
-            record = json.loads(bytes(text))
-        if not isinstance(record, dict):
-            raise _no_coco_file(self.file)
-        return record
 
     def _photos(self, records: list[dict]) -> None:
         """Sort out the photos: an id or a name that does not say which photo is meant says nothing of its boxes."""
@@ -155,7 +145,7 @@ class _Judge:
                 check_file_name(name, self.file)
                 name = PurePosixPath(name).as_posix()
             if image_problem(image):
-                records[i], changes = mended_image(image, self._size)
+                records[i], changes = mended_image(image, self.folder)
                 self._count(changes if image_problem(records[i]) is None else {})
             names.append(name)
         ids = [image["id"] if is_id(image.get("id")) else repr(image.get("id")) for image in records]
@@ -176,14 +166,6 @@ class _Judge:
             else:
                 self.lost[key] = self.drop(image["file_name"], why)
 
-    def _size(self, name: str) -> tuple[int, int] | None:
-        """Of a photo that has one frame: a camera's rotation mark leaves open which of two the boxes were drawn in."""
-        try:
-            with Image.open(self.folder / name) as photo:
-                return photo.size if photo.getexif().get(0x0112, 1) < 5 else None
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-            return None
-
     def _count(self, changes: dict[str, tuple]) -> None:
         for name, (written, read) in changes.items():
             self.mended.setdefault(name, [0, written, read])[0] += 1
@@ -192,15 +174,12 @@ class _Judge:
         """Rows and texts of the annotations of usable photos; None when one is unusual in any way, allowed or not."""
         try:
             records = self.decoder.decode(b"[" + b",".join(texts) + b"]")
-            column = lambda name: np.fromiter(map(attrgetter(name), records), np.int64, len(records))
-            ids, image_ids, category_ids, iscrowd = map(column, ("id", "image_id", "category_id", "iscrowd"))
-        except (msgspec.DecodeError, OverflowError):
+        except msgspec.DecodeError:
             return None
-        rows = np.zeros(len(records), ROW)
-        rows["image"], rows["label"] = self.by_id.get_indexer(image_ids), self.by_category.get_indexer(category_ids)
-        rows["id"], rows["iscrowd"], rows["area"] = ids, iscrowd, [*map(attrgetter("area"), records)]
-        numbers = chain.from_iterable(map(attrgetter("bbox"), records))
-        rows["bbox"] = np.fromiter(numbers, float, 4 * len(records)).reshape(-1, 4)
+        values = ((r.image_id, r.category_id, r.id, r.bbox, r.area, r.iscrowd) for r in records)
+        rows = np.fromiter(values, ROW, len(records))  # with ids where positions belong
+        image_ids = rows["image"].copy()
+        rows["image"], rows["label"] = self.by_id.get_indexer(image_ids), self.by_category.get_indexer(rows["label"])
         known, (x, y, w, h), (width, height) = rows["image"] >= 0, rows["bbox"].T, self.sizes[rows["image"]].T
         usable = known & (rows["label"] >= 0) & (w <= 2 * width) & (h <= 2 * height)
         usable &= (x < width) & (y < height) & (x + w > 0) & (y + h > 0)
@@ -208,13 +187,16 @@ class _Judge:
         if not usable.all() or not plain_polygons([bytes(record.segmentation) for record in records]):
             return None
         self.of_lost.update(image_ids[~known].tolist())
-        return rows[known], texts if known.all() else [texts[i] for i in np.flatnonzero(known)]
+        return rows[known], [texts[i] for i in np.flatnonzero(known)]
 
     def one_by_one(self, texts: list) -> tuple[np.ndarray, list]:
         """The same for any annotations, judged one after the other."""
         rows, kept = [], []
         for text in texts:
-            record, changes = mended_annotation(self._record(text))
+            record = _from_text(bytes(text), self.file)
+            if not isinstance(record, dict):
+                raise _no_coco_file(self.file)
+            record, changes = mended_annotation(record)
             key, owner = record.get("id"), record.get("image_id")
             i = self.by_id.get_loc(owner) if is_id(owner) and owner in self.by_id else None
             lost = owner if is_id(owner) else repr(owner) if isinstance(owner, str | float | int) else None

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import numpy as np
+from PIL import Image
 
 from helpers.files import UserError
 from helpers.index import CocoIndex
@@ -44,9 +45,9 @@ class Records:
     def photo(self, i: int) -> Path:
         return self.folders[i] / self.images[i]["file_name"]
 
-    def take(self, photos: np.ndarray, annotations: np.ndarray | None = None, **changes) -> Records:
+    def take(self, photos: np.ndarray, annotations: np.ndarray | bool = True, **changes) -> Records:
         """The photos that ``photos`` [N] marks, with their annotations, of those that ``annotations`` [M] marks."""
-        kept = photos[self.rows["image"]] if annotations is None else photos[self.rows["image"]] & annotations
+        kept = photos[self.rows["image"]] & annotations
         rows, texts = self.rows[kept], [self.texts[i] for i in np.flatnonzero(kept)]
         rows["image"] = (np.cumsum(photos) - 1)[rows["image"]]
         images, folders = ([items[i] for i in np.flatnonzero(photos)] for items in (self.images, self.folders))
@@ -149,12 +150,22 @@ def mended_annotation(record: dict) -> tuple[dict, dict[str, tuple]]:
     return new, changes
 
 
-def mended_image(record: dict, size_of) -> tuple[dict, dict[str, tuple]]:
-    """The same for a photo; ``size_of(file_name)`` tells (width, height) where the record does not."""
+def mended_image(record: dict, folder: Path) -> tuple[dict, dict[str, tuple]]:
+    """The same for a photo; where the record does not tell its size, the file in ``folder`` does."""
     new = {**record, **{name: _whole(record[name]) for name in ("id", "width", "height") if name in record}}
-    if not _has_size(new) and (size := size_of(record.get("file_name"))):
-        new["width"], new["height"] = size
+    stored = None if _has_size(new) else stored_frame(folder / record["file_name"])
+    if stored and stored[2] < 5:  # a quarter turn leaves open which of two frames the boxes were drawn in
+        new["width"], new["height"] = stored[:2]
     return new, {name: (record.get(name), new[name]) for name in new if new[name] is not record.get(name)}
+
+
+def stored_frame(photo: Path) -> tuple[int, int, int] | None:
+    """Width, height and a camera's rotation mark (EXIF, 1 for none) of a photo; None where its header is broken."""
+    try:
+        with Image.open(photo) as file:
+            return *file.size, file.getexif().get(0x0112, 1)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return None
 
 
 def image_problem(image: dict) -> str | None:

@@ -119,10 +119,7 @@ def fetch_photos(cfg: Config, split: str, chosen: Records) -> dict[int, str]:
         fiftyone.zoo.download_zoo_dataset("coco-2017", **_of_zoo(split, ids), num_workers=THREADS)
     if download.unreachable:
         name, why = next(iter(download.unreachable.items()))
-        raise UserError(
-            f"{len(download.unreachable)} of {len(ids)} photos of {split} could not be fetched from {HOST} ({name}: "
-            f"{why}): run this again to fetch them, what has arrived is kept; {OTHER_WAYS}."
-        )
+        raise no_network(f"{len(download.unreachable)} of {len(ids)} photos of {split}", f"{name}: {why}")
     names = [image["file_name"] for image in chosen.images]
     broken = {i: download.broken[name] for i, name in enumerate(names) if name in download.broken}
     _load(cfg, split, [key for i, key in enumerate(ids) if i not in broken][:DATABASE_PHOTOS])
@@ -222,7 +219,7 @@ class SteadyDownload:
 
     def _failed(self, name: str, image: dict | None, error: Exception) -> None:
         if image is None:
-            raise no_network(self.what, error)
+            raise no_network(self.what, _cause(error))
         with self._lock:
             self._in_a_row += 1
             if isinstance(error, ContentDecodingError) or _status(error) in GONE:
@@ -231,14 +228,14 @@ class SteadyDownload:
                 self.unreachable[name] = _cause(error)
             if self._in_a_row >= GIVE_UP:
                 self.stopped.set()
-                raise no_network(f"{self.what} ({name})", error)
+                raise no_network(f"{self.what} ({name})", _cause(error))
 
 
-def no_network(what: str, error: Exception) -> UserError:
-    """The one sentence for a network that fails: host, what was fetched, the ways out."""
+def no_network(what: str, cause: str) -> UserError:
+    """The one sentence for a network that fails: what was fetched, host, cause, the ways out."""
     return UserError(
-        f"{what} could not be fetched from {HOST} ({_cause(error)}): check the network and run this again, what has "
-        f"arrived is kept; {OTHER_WAYS}."
+        f"{what} could not be fetched from {HOST} ({cause}): check the network and run this again, what has arrived "
+        f"is kept; {OTHER_WAYS}."
     )
 
 

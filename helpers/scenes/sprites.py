@@ -78,7 +78,7 @@ def variants(base: str, name: str) -> tuple[tuple[str, int], ...]:
     """The pictures of a base as (code, number): skin tones of a person, paints of a drawing, siblings joined by `+`."""
     if "_" in base:
         return tuple((base, i) for i in range(len(PALETTES[_drawings()[base][0]])))
-    count = len(TONES) if name == "person" and base not in ("1F93A",) else 1  # fencers have no skin tones
+    count = len(TONES) if name == "person" and base != "1F93A" else 1  # fencers have no skin tones
     return tuple((code, i) for code in base.split("+") for i in range(count))
 
 

@@ -663,6 +663,8 @@ def test_photo_in_a_folder_below_and_odd_names(tmp_path):
         b"<html>",
         b"[" * 100_000,
         b'{"images": [1], "annotations": [], "categories": []}',
+        b'{"images": [], "annotations": [1], "categories": []}',
+        b'{"images": [], "annotations": [{"id": %s}], "categories": []}' % (b"9" * 5000),
     ],
 )
 def test_damaged_annotation_file_is_named(tmp_path, content):
@@ -726,6 +728,13 @@ def test_folders_that_contradict_each_other(tmp_path, kind):
     with pytest.raises(UserError, match=kind) as error:
         prepare(folder_config(f"{tmp_path / 'a'},{tmp_path / 'b'}", tmp_path / "d", top_k=2))
     assert str(tmp_path / "b") in str(error.value)
+
+
+def test_folder_that_is_named_twice(tmp_path):
+    """Else every photo is there twice under one id, and the data set is made anew at every call."""
+    make_coco(tmp_path / "a")
+    with pytest.raises(UserError, match="image id 1 is both in"):
+        prepare(folder_config(f"{tmp_path / 'a'},{tmp_path / 'a'}", tmp_path / "d", top_k=2))
 
 
 def test_splits_that_contradict_each_other(tmp_path):

@@ -18,9 +18,9 @@ from helpers.download.coco import read_index
 from helpers.files import UserError, link_or_copy, write_atomic, write_json
 from helpers.index import CocoIndex, open_split
 from helpers.metrics import ground_truth
+from helpers.synthetic_data.copy_paste import recipe
 from helpers.synthetic_data.objects import Segmentations
 from helpers.synthetic_data.offline import SPLIT, published, write_photos
-from helpers.synthetic_data.on_the_fly import recipe
 
 EPOCH_STEPS = 250  # after so many, at most, an arm validates and saves a checkpoint that it can go on from
 VALIDATE = 32  # photos; the arms are compared on all of them, once, at their end

@@ -19,7 +19,6 @@ from helpers.scenes.compositor import Canvas, Layer
 from helpers.synthetic_data.copy_paste import MIN_SIDE, MIN_VISIBLE, Context, CopyPaste
 from helpers.synthetic_data.objects import Segmentations, cut_out, cut_pool
 from helpers.synthetic_data.offline import annotations, make_synthetic, write_synthetic
-from helpers.synthetic_data.on_the_fly import PasteStep
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +78,7 @@ def test_pixels_change_where_the_masks_are(copy_paste):
 def test_nothing_pasted_nothing_changed(copy_paste):
     """Trap: boxes that are rounded, or objects that are dropped, in photos that nothing was done to."""
     index = copy_paste.segmentations.index
-    step = PasteStep(copy_paste)
+    step = copy_paste.in_loader
     for i in range(10):
         rows = index.rows(i, crowd=False)
         image = np.random.default_rng(i).integers(0, 255, (96, 128, 3), dtype=np.uint8)
@@ -102,7 +101,7 @@ def test_same_seed_same_picture(copy_paste):
 
 def test_on_the_fly_at_another_size(copy_paste):
     """The loader pastes onto the resized photo: boxes in its pixels, inside of it, the labels their classes."""
-    index, step, new = copy_paste.segmentations.index, PasteStep(copy_paste), 0
+    index, step, new = copy_paste.segmentations.index, copy_paste.in_loader, 0
     for i in range(15):
         rows = index.rows(i, crowd=False)
         factor = np.tile([100 / index.widths[i], 80 / index.heights[i]], 2).astype(np.float32)

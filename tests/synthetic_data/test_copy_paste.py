@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 
 import cv2
 import numpy as np
@@ -14,6 +15,7 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from helpers.dataset import read_image
+from helpers.download.coco import read_index
 from helpers.files import UserError
 from helpers.scenes.compositor import Canvas, Layer
 from helpers.synthetic_data.copy_paste import MIN_SIDE, MIN_VISIBLE, Context, CopyPaste
@@ -178,6 +180,17 @@ def test_a_split_without_masks_is_refused(split):
     bare = Segmentations(segmentations.index, np.zeros(0, np.uint8), np.zeros_like(segmentations.starts))
     with pytest.raises(UserError, match="segmentation"):
         cut_pool(bare, 0)
+
+
+def test_nan_in_a_field_that_nobody_needs(split, tmp_path):
+    """Trap: 01 takes such a file, as pycocotools does, and 06 says that 01 should be run again."""
+    (index, file), odd = split, tmp_path / "instances_train2017.json"
+    document = orjson.loads(file.read_bytes())
+    document["annotations"][0] |= {"score": float("nan"), "name": "\ud800"}
+    odd.write_text(json.dumps(document))
+    assert len(read_index(odd, index.image_dir).bbox) == len(index.bbox)
+    one, other = Segmentations.read(index, file), Segmentations.read(index, odd)
+    assert [one.of(row) for row in range(len(index.bbox))] == [other.of(row) for row in range(len(index.bbox))]
 
 
 def test_masks_are_those_of_pycocotools(split):

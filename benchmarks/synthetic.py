@@ -23,7 +23,6 @@ from helpers.dataset import CocoDetection, epoch_batches
 from helpers.download.coco import read_index
 from helpers.synthetic_data.copy_paste import CopyPaste
 from helpers.synthetic_data.objects import Segmentations, cut_pool
-from helpers.synthetic_data.on_the_fly import PasteStep
 
 
 def main() -> None:
@@ -49,7 +48,7 @@ def report(annotation_file: Path, image_dir: Path, arguments: argparse.Namespace
     batches = [batch.tolist() for batch in epoch_batches(index, BATCH, arguments.seed, 0) if len(batch) == BATCH]
     steps = {"without": None}
     for places in ("random", "context"):
-        steps[f"copy-paste, {places}"] = PasteStep(CopyPaste(segmentations, pool, arguments.objects, places))
+        steps[f"copy-paste, {places}"] = CopyPaste(segmentations, pool, arguments.objects, places).in_loader
     print(
         f"{len(index)} photos of {arguments.coco.name if arguments.coco else 'scenes'}, longest side {size}, "
         f"{arguments.objects} objects a photo from a pool of {len(pool.sprites)} "

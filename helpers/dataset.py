@@ -53,7 +53,7 @@ class CocoDetection(torch.utils.data.Dataset):
     A sample is ``{"image": uint8 [H, W, 3], "boxes_xyxy": float32 [n, 4] (pixels of ``image``), "class_labels": int64
     [n], "image_id": int, "orig_size": (height, width)}``. Crowd regions are left out: they are no single object to
     learn from. A photo that cannot be decoded gives ``{"image": None, ...}``, which the collator drops and counts. Of a
-    photo with more than ``most_objects`` the largest are taken. ``paste`` (a ``PasteStep`` of ``synthetic_data``) puts
+    photo with more than ``most_objects`` the largest are taken. ``paste`` (``paste_step`` of ``synthetic_data``) puts
     more of them onto the resized photo, before ``augment``.
     """
 

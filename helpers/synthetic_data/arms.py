@@ -18,9 +18,9 @@ from helpers.download.coco import read_index
 from helpers.files import UserError, link_or_copy, write_atomic, write_json
 from helpers.index import CocoIndex, open_split
 from helpers.metrics import ground_truth
+from helpers.synthetic_data.copy_paste import recipe
 from helpers.synthetic_data.objects import Segmentations
 from helpers.synthetic_data.offline import SPLIT, published, write_photos
-from helpers.synthetic_data.on_the_fly import recipe
 
 EPOCH_STEPS = 250  # after so many, at most, an arm validates and saves a checkpoint that it can go on from
 VALIDATE = 32  # photos; the arms are compared on all of them, once, at their end
@@ -35,11 +35,6 @@ class Arm:
     places: str = "random"
     on_the_fly: bool = False
 
-    @property
-    def data(self) -> str:
-        """The name of what it learns from, on the disk: arms may share it."""
-        return "real" if self.real == 1 else f"{round(100 * self.real)}_{self.places}"
-
 
 ARMS = {
     "real": Arm("real photos only", 1.0),
@@ -52,10 +47,7 @@ ARMS = {
 
 def plan(cfg: Config) -> Iterator[tuple[float, int, str]]:
     """(share of the real photos, seed, arm) of every run, the cheap shares last."""
-    for share in sorted(cfg.real_share, reverse=True):
-        for seed in cfg.arm_seeds:
-            for arm in cfg.arms:
-                yield share, seed, arm
+    return itertools.product(sorted(cfg.real_share, reverse=True), cfg.arm_seeds, cfg.arms)
 
 
 def arm_config(cfg: Config, share: float, seed: int, arm: str) -> Config:
@@ -63,17 +55,18 @@ def arm_config(cfg: Config, share: float, seed: int, arm: str) -> Config:
 
     All arms have the same number of epochs, of as many photos each, so the same steps, schedule and validations.
     """
-    name = f"{100 * share:g}-s{seed}"
+    kind, name = ARMS[arm], f"{100 * share:g}-s{seed}"
+    data = "real" if kind.real == 1 else f"{round(100 * kind.real)}_{kind.places}"  # arms may share it
     return cfg.with_(
         run_name=f"{cfg.run_name}-{arm}-{name}",
-        data_dir=synthetic_dir(cfg) / "arms" / f"{ARMS[arm].data}-{name}",
+        data_dir=synthetic_dir(cfg) / "arms" / f"{data}-{name}",
         epochs=math.ceil(cfg.arm_steps / EPOCH_STEPS),
         seed=seed,
         arms=(arm,),  # of the experiment, this run is one point: another list later leaves it what it is
         real_share=(share,),
         arm_seeds=(seed,),
         processes=1,  # an arm's steps are counted in batches, and copy-paste trains in one process
-        copy_paste=ARMS[arm].places if ARMS[arm].on_the_fly else "none",
+        copy_paste=kind.places if kind.on_the_fly else "none",
         checkpoint="last",
         profile=False,
     )
@@ -133,10 +126,9 @@ def _real(cfg: Config, index: CocoIndex, count: int) -> list[dict]:
     segmentations = Segmentations.read(index, cfg.annotation_file(SPLIT))
     photos = []
     for i, image in enumerate(ground_truth(index)["images"][:count]):
-        ids = index.annotation_ids[index.rows(i)].tolist()
-        records = [published(segmentations, row) | {"id": key} for row, key in zip(index.rows(i).tolist(), ids)]
+        records = [published(segmentations, row) for row in index.rows(i).tolist()]
         photos.append({"image": image, "path": index.path(i), "records": records})
-    return _repeated(photos, count)
+    return list(itertools.islice(itertools.cycle(photos), count))
 
 
 def _synthetic(cfg: Config, index: CocoIndex, ours: Config, places: str, count: int) -> list[dict]:
@@ -146,10 +138,6 @@ def _synthetic(cfg: Config, index: CocoIndex, ours: Config, places: str, count: 
     photos = [photo for photo in photos if photo]
     if not photos:
         raise UserError(f"No photo of {ours.run_name} can be read to paste objects onto: see notebook 02_sanity.")
-    return _repeated(photos, count)
-
-
-def _repeated(photos: list[dict], count: int) -> list[dict]:
     return list(itertools.islice(itertools.cycle(photos), count))
 
 
@@ -174,8 +162,7 @@ def _write(ours: Config, index: CocoIndex, photos: list[dict]) -> int:
         images.append(image)
         for record in photo["records"]:
             annotations.append(record | {"id": next(fresh) if again else record["id"], "image_id": image["id"]})
-    categories = [{"id": key, "name": name} for key, name in zip(index.category_ids, index.classes)]
-    document = {"categories": categories, "images": images, "annotations": annotations}
+    document = {"categories": ground_truth(index)["categories"], "images": images, "annotations": annotations}
     file = write_atomic(ours.annotation_file(SPLIT), orjson.dumps(document))
     read_index(file, ours.image_dir(SPLIT)).save(file)
     return len(seen)

@@ -4,15 +4,18 @@ Strong Data Augmentation Method for Instance Segmentation", arXiv 2012.07177).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cached_property
 
 import cv2
 import numpy as np
 
-from helpers.index import CocoIndex
+from helpers.boxes import xywh_to_xyxy
+from helpers.config import Config
+from helpers.index import CocoIndex, open_split
 from helpers.scenes.compositor import Canvas, Layer, Sprite, cropped
-from helpers.synthetic_data.objects import Pool, Segmentations, originals
+from helpers.synthetic_data.objects import Pool, Segmentations, cut_pool, originals
 
 MIN_VISIBLE = 0.3  # share of a thing that occlusion and the border must leave, or it is no object to learn from
 MIN_SIDE = 4  # pixels of the shorter side of what is visible
@@ -49,9 +52,9 @@ class Pasted:
     """
 
     image: np.ndarray
-    changed: dict[int, Layer | None] = field(default_factory=dict)
-    layers: list[Layer] = field(default_factory=list)
-    refused: int = 0  # sprites that found no place
+    changed: dict[int, Layer | None]
+    layers: list[Layer]
+    refused: int  # sprites that found no place
 
     def seen(self, rows: np.ndarray) -> dict[int, Layer | None]:
         """Those of the annotations ``rows`` that are still labelled: what is left of each, None where it is whole."""
@@ -92,6 +95,26 @@ class CopyPaste:
             if sprite is None or not painter.paste(rng, sprite, label):
                 painter.refused += 1
         return painter.result()
+
+    def in_loader(
+        self, image: np.ndarray, boxes_xyxy: np.ndarray, i: int, rows: np.ndarray, seed: int, most_objects=None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """What ``CocoDetection`` calls between resizing and augmentation: photo ``i`` uint8 [H, W, 3], its
+        ``boxes_xyxy`` [n, 4] in pixels and their ``rows`` [n] in the index, to the picture, boxes and labels after
+        pasting, ``most_objects`` at most. A function of its arguments alone.
+        """
+        index, most = self.segmentations.index, None if most_objects is None else max(most_objects - len(rows), 0)
+        pasted = self(image, i, (seed, 1), most)
+        seen = pasted.seen(rows)
+        keep = np.isin(rows, [*seen])
+        boxes_xyxy = boxes_xyxy[keep]
+        for k, layer in enumerate(seen.values()):
+            if layer:
+                boxes_xyxy[k] = xywh_to_xyxy(np.array(layer.bbox))
+        new = xywh_to_xyxy(np.array([layer.bbox for layer in pasted.layers], np.float32).reshape(-1, 4))
+        names = [index.classes.index(layer.label.name) for layer in pasted.layers]
+        labels = np.concatenate([index.labels[rows][keep], np.array(names, np.int64)])
+        return pasted.image, np.concatenate([boxes_xyxy, new]), labels
 
     def _draw_class(self, rng: np.random.Generator, i: int) -> int:
         classes = self.pool.classes
@@ -166,3 +189,17 @@ class _Painter:
         changed = {row: after.get(row) for row, before in self.before.items() if after.get(row) is not before}
         layers = [layer for layer in self.canvas.layers if isinstance(layer.label, Sprite)]
         return Pasted(self.canvas.image, changed, layers, self.refused)
+
+
+def recipe(cfg: Config, index: CocoIndex, places: str) -> CopyPaste:
+    """Copy-paste with the objects of ``index``, the whole training split of ``cfg`` or a part of it."""
+    segmentations = Segmentations.read(index, cfg.annotation_file("train2017"))
+    return CopyPaste(segmentations, cut_pool(segmentations, cfg.seed), cfg.paste_objects, places)
+
+
+def paste_step(cfg: Config) -> Callable | None:
+    """The step of the training loader that ``cfg.copy_paste`` asks for; None for ``none``.
+
+    Pool and segmentations are made once, before the workers are, which then share them.
+    """
+    return None if cfg.copy_paste == "none" else recipe(cfg, open_split(cfg, "train2017"), cfg.copy_paste).in_loader

@@ -17,7 +17,7 @@ from helpers.files import UserError, read_table, write_atomic
 from helpers.index import open_split
 from helpers.metrics import coco_metrics, ground_truth, load_detections
 from helpers.synthetic_data.arms import arm_config, plan, prepare_arm
-from helpers.synthetic_data.on_the_fly import paste_step
+from helpers.synthetic_data.copy_paste import paste_step
 from helpers.train.training import train
 
 HARMLESS = {"resume", "overwrite", "num_workers"}  # parameters that change nothing of what is learnt

@@ -15,7 +15,7 @@ from helpers.index import CocoIndex
 from helpers.pictures.charts import heat_map, panels
 from helpers.pictures.colours import BLUE, GREY, ORANGE, PURPLE, SKY
 from helpers.pictures.grids import before_after
-from helpers.scenes.compositor import Layer
+from helpers.scenes.compositor import Layer, Sprite
 from helpers.synthetic_data.arms import ARMS
 from helpers.synthetic_data.copy_paste import Context, CopyPaste
 from helpers.synthetic_data.offline import Synthetic
@@ -25,67 +25,63 @@ COLOURS = (BLUE, ORANGE, SKY, PURPLE)
 CLASSES = 20  # the most frequent ones get a bar or a row; more would not be legible
 
 
-def things(copy_paste: CopyPaste, made: Synthetic) -> list[tuple[Layer, str]]:
-    """What is annotated in a synthetic photo with its visible mask and class, what was pasted last."""
+def things(copy_paste: CopyPaste, made: Synthetic) -> list[Layer]:
+    """What is annotated in a synthetic photo, as far as it is seen, what was pasted last."""
     segmentations, (height, width) = copy_paste.segmentations, made.pasted.image.shape[:2]
-    index, there = segmentations.index, []
-    for row, layer in made.pasted.seen(index.rows(made.background, crowd=False)).items():
-        layer = layer or segmentations.layer(row, made.background, height, width)
-        there.append((layer, index.classes[index.labels[row]]))
-    return there + [(layer, layer.label.name) for layer in made.pasted.layers]
+    seen = made.pasted.seen(segmentations.index.rows(made.background, crowd=False))
+    there = [layer or segmentations.layer(row, made.background, height, width) for row, layer in seen.items()]
+    return there + made.pasted.layers
 
 
 def with_masks(image: np.ndarray, layers: Sequence[Layer]) -> np.ndarray:
     """A copy of a photo, uint8 [H, W, 3], with the masks laid over it in four colours, one after the other."""
     shown = image.astype(np.float32)
     for k, layer in enumerate(layers):
-        part = np.s_[layer.top : layer.top + layer.mask.shape[0], layer.left : layer.left + layer.mask.shape[1]]
-        colour = 255 * np.array(to_rgb(COLOURS[k % len(COLOURS)]), np.float32)
-        shown[part] = np.where(layer.mask[..., None], 0.6 * shown[part] + 0.4 * colour, shown[part])
+        mask, colour = layer.whole_mask(*image.shape[:2]), 255 * np.array(to_rgb(COLOURS[k % len(COLOURS)]), np.float32)
+        shown[mask] = 0.6 * shown[mask] + 0.4 * colour
     return shown.astype(np.uint8)
+
+
+def _picture(index: CocoIndex, image: np.ndarray, boxes: Sequence[Layer], masks: Sequence[Layer]) -> tuple:
+    """An image as ``before_after`` wants it: ``boxes`` and classes of some layers, over the ``masks`` of some."""
+    name = lambda label: label.name if isinstance(label, Sprite) else index.classes[index.labels[label]]
+    boxes_xyxy = xywh_to_xyxy(np.array([layer.bbox for layer in boxes], float).reshape(-1, 4))
+    return with_masks(image, masks), boxes_xyxy, [name(layer.label) for layer in boxes]
 
 
 def page(copy_paste: CopyPaste, photos: Sequence[Synthetic], titles: Sequence[str] = ()) -> Figure:
     """Synthetic photos with boxes of what is annotated, and masks of what was pasted."""
-    pictures = []
+    index, pictures = copy_paste.segmentations.index, []
     for made in photos:
-        parts, image = things(copy_paste, made), with_masks(made.pasted.image, made.pasted.layers)
-        pictures.append((image, _boxes([layer for layer, _ in parts]), [name for _, name in parts]))
+        pictures.append(_picture(index, made.pasted.image, things(copy_paste, made), made.pasted.layers))
     return before_after(pictures, list(titles) or [f"number {made.number}" for made in photos])
 
 
 def steps(copy_paste: CopyPaste, made: Synthetic) -> Figure:
     """How a synthetic photo comes about: a source with its mask, the cut-out, the background, the paste, the labels."""
-    segmentations = copy_paste.segmentations
-    index = segmentations.index
+    segmentations, index, pasted = copy_paste.segmentations, copy_paste.segmentations.index, made.pasted.layers
     photo = lambda i: read_image(index.path(i), int(index.heights[i]), int(index.widths[i]))
-    layer = max(made.pasted.layers, key=lambda each: each.visible)
+    layer = max(pasted, key=lambda each: each.visible)
     source, row = layer.label.base
-    whole, before, none = photo(source), photo(made.background), np.zeros((0, 4))
+    whole, before, after = photo(source), photo(made.background), made.pasted.image
     cut = segmentations.layer(row, source, *whole.shape[:2])
     rgba = layer.label.rgba.astype(np.float32)
-    alpha = rgba[..., 3:] / 255
-    squares = 180 + 50.0 * (np.add.outer(np.arange(rgba.shape[0]) // 8, np.arange(rgba.shape[1]) // 8)[..., None] % 2)
-    clear = (rgba[..., :3] + squares * (1 - alpha)).astype(np.uint8)
+    squares = 180 + 50.0 * ((np.indices(rgba.shape[:2]) // 8).sum(axis=0)[..., None] % 2)
+    clear = (rgba[..., :3] + squares * (1 - rgba[..., 3:] / 255)).astype(np.uint8)
     there = [segmentations.layer(r, made.background, *before.shape[:2]) for r in index.rows(made.background, False)]
-    parts, after, layers = things(copy_paste, made), made.pasted.image, made.pasted.layers
-    names, pasted = [index.classes[index.labels[each.label]] for each in there], [each.label.name for each in layers]
-    all_layers = [each for each, _ in parts]
-    pictures = {
-        "another photo, an object's mask": (with_masks(whole, [cut]), _boxes([cut]), [layer.label.name]),
-        "the object, cut out, its edge soft": (clear, none, []),
-        "the photo to paste on": (before, _boxes(there), names),
-        "the masks of its own objects": (with_masks(before, there), _boxes(there), names),
-        "with objects pasted": (after, none, []),
-        "what was pasted, with masks": (with_masks(after, layers), _boxes(layers), pasted),
-        "all masks: only what is seen": (with_masks(after, all_layers), none, []),
-        "the labels to learn from": (after, _boxes(all_layers), [name for _, name in parts]),
+    seen = things(copy_paste, made)
+    parts = {  # image, layers with boxes, layers with masks
+        "another photo, an object's mask": (whole, [cut], [cut]),
+        "the object, cut out, its edge soft": (clear, [], []),
+        "the photo to paste on": (before, there, []),
+        "the masks of its own objects": (before, there, there),
+        "with objects pasted": (after, [], []),
+        "what was pasted, with masks": (after, pasted, pasted),
+        "all masks: only what is seen": (after, [], seen),
+        "the labels to learn from": (after, seen, []),
     }
-    return before_after(list(pictures.values()), [f"{k}. {title}" for k, title in enumerate(pictures, start=1)])
-
-
-def _boxes(layers: Sequence[Layer]) -> np.ndarray:
-    return xywh_to_xyxy(np.array([layer.bbox for layer in layers], float).reshape(-1, 4))
+    pictures = [_picture(index, *part) for part in parts.values()]
+    return before_after(pictures, [f"{k}. {title}" for k, title in enumerate(parts, start=1)])
 
 
 def statistics(indices: dict[str, CocoIndex]) -> Figure:

@@ -138,8 +138,8 @@ def _write(folder: Path, copy_paste: CopyPaste, seed: int, first_id: int, number
 
 
 def annotations(copy_paste: CopyPaste, made: Synthetic) -> list[dict]:
-    """COCO annotations of a synthetic photo, without ids of their own: what was there and is still seen, then what was
-    pasted, with ``source_annotation_id``.
+    """COCO annotations of a synthetic photo, which get new ids: what was there and is still seen, then what was pasted,
+    with ``source_annotation_id``.
 
     What nothing covers is as it was published. What is covered in part, and what was pasted, has the RLE, tight box and
     area of its visible pixels; something without a mask stays without one.
@@ -169,7 +169,7 @@ def annotations(copy_paste: CopyPaste, made: Synthetic) -> list[dict]:
 
 
 def published(segmentations: Segmentations, row: int) -> dict:
-    """An annotation as COCO has it, without its ids."""
+    """An annotation as COCO has it, but for its photo's id."""
     index = segmentations.index
     return {
         "category_id": index.category_ids[index.labels[row]],
@@ -177,6 +177,7 @@ def published(segmentations: Segmentations, row: int) -> dict:
         "area": float(index.areas[row]),
         "iscrowd": int(index.iscrowd[row]),
         "segmentation": segmentations.of(row) or [],
+        "id": int(index.annotation_ids[row]),
     }
 
 

@@ -81,7 +81,6 @@ def groups(effects: pd.DataFrame, names: list[str], what: str) -> str:
     """Which of ``names`` (classes or sizes) an arm helps or hurts; ``what`` says what they are."""
     part = effects[effects["group"].isin(names) & effects["value"].notna()]
     sure = part[(part["low"] > 0) | (part["high"] < 0)]
-    chance = len(part) * 0.05
     if sure.empty:
         return f"Of {len(part)} comparisons by {what} none is sure."
     told = "; ".join(
@@ -89,8 +88,8 @@ def groups(effects: pd.DataFrame, names: list[str], what: str) -> str:
         for _, row in sure.sort_values("value", key=abs, ascending=False).head(6).iterrows()
     )
     return (
-        f"Of {len(part)} comparisons by {what} {len(sure)} are sure, about {chance:.1f} would be by chance alone: "
-        f"{told}."
+        f"Of {len(part)} comparisons by {what} {len(sure)} are sure, about {len(part) * 0.05:.1f} would be by "
+        f"chance alone: {told}."
     )
 
 

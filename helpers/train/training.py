@@ -84,7 +84,7 @@ def build(cfg: Config, paste: Callable | None = None) -> Run:
 def train(cfg: Config, on_flush: Callable[[Run], None] | None = None, paste: Callable | None = None) -> Run:
     """Train as the config says and leave the run's folder; ``on_flush`` is called whenever new losses are known.
 
-    ``paste`` is the step that ``cfg.copy_paste`` asks for, made by ``synthetic_data.on_the_fly``. With ``processes``
+    ``paste`` is the step that ``cfg.copy_paste`` asks for, made by ``synthetic_data.copy_paste``. With ``processes``
     others train, and the run that they leave is read; ``on_flush`` then sees its log.
 
     Raises UserError when the run exists already (unless ``resume`` or ``overwrite``) or is being trained by another

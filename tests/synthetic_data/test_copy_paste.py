@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 
 import cv2
 import numpy as np
@@ -14,12 +15,12 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from helpers.dataset import read_image
+from helpers.download.coco import read_index
 from helpers.files import UserError
 from helpers.scenes.compositor import Canvas, Layer
 from helpers.synthetic_data.copy_paste import MIN_SIDE, MIN_VISIBLE, Context, CopyPaste
 from helpers.synthetic_data.objects import Segmentations, cut_out, cut_pool
 from helpers.synthetic_data.offline import annotations, make_synthetic, write_synthetic
-from helpers.synthetic_data.on_the_fly import PasteStep
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +80,7 @@ def test_pixels_change_where_the_masks_are(copy_paste):
 def test_nothing_pasted_nothing_changed(copy_paste):
     """Trap: boxes that are rounded, or objects that are dropped, in photos that nothing was done to."""
     index = copy_paste.segmentations.index
-    step = PasteStep(copy_paste)
+    step = copy_paste.in_loader
     for i in range(10):
         rows = index.rows(i, crowd=False)
         image = np.random.default_rng(i).integers(0, 255, (96, 128, 3), dtype=np.uint8)
@@ -102,7 +103,7 @@ def test_same_seed_same_picture(copy_paste):
 
 def test_on_the_fly_at_another_size(copy_paste):
     """The loader pastes onto the resized photo: boxes in its pixels, inside of it, the labels their classes."""
-    index, step, new = copy_paste.segmentations.index, PasteStep(copy_paste), 0
+    index, step, new = copy_paste.segmentations.index, copy_paste.in_loader, 0
     for i in range(15):
         rows = index.rows(i, crowd=False)
         factor = np.tile([100 / index.widths[i], 80 / index.heights[i]], 2).astype(np.float32)
@@ -179,6 +180,17 @@ def test_a_split_without_masks_is_refused(split):
     bare = Segmentations(segmentations.index, np.zeros(0, np.uint8), np.zeros_like(segmentations.starts))
     with pytest.raises(UserError, match="segmentation"):
         cut_pool(bare, 0)
+
+
+def test_nan_in_a_field_that_nobody_needs(split, tmp_path):
+    """Trap: 01 takes such a file, as pycocotools does, and 06 says that 01 should be run again."""
+    (index, file), odd = split, tmp_path / "instances_train2017.json"
+    document = orjson.loads(file.read_bytes())
+    document["annotations"][0] |= {"score": float("nan"), "name": "\ud800"}
+    odd.write_text(json.dumps(document))
+    assert len(read_index(odd, index.image_dir).bbox) == len(index.bbox)
+    one, other = Segmentations.read(index, file), Segmentations.read(index, odd)
+    assert [one.of(row) for row in range(len(index.bbox))] == [other.of(row) for row in range(len(index.bbox))]
 
 
 def test_masks_are_those_of_pycocotools(split):

@@ -30,8 +30,8 @@ from helpers.synthetic_data.arms import (
     real_part,
     synthetic_dir,
 )
+from helpers.synthetic_data.copy_paste import paste_step, recipe
 from helpers.synthetic_data.experiment import effects, run_arms, scores, start_ap
-from helpers.synthetic_data.on_the_fly import paste_step, recipe
 from helpers.synthetic_data.probe import probe
 from helpers.train.training import build
 

@@ -72,6 +72,8 @@ def _is_done(ours: Config) -> bool:
 
 def start_ap(cfg: Config) -> float | None:
     """mAP of the untouched checkpoint, from metrics.csv; None where 04 has not evaluated it."""
+    if not (cfg.output_dir / "metrics.csv").is_file():
+        return None
     table = read_table(cfg.output_dir / "metrics.csv")
     rows = table[(table["run"] == cfg.run_name) & (table["checkpoint"] == "start")]
     return float(rows["mAP"].iloc[0]) if len(rows) else None

@@ -200,6 +200,7 @@ def test_words_and_pictures_of_the_experiment(tiny_cfg, table):
         compared, table, 12, list(TEN), 0.9
     )
     assert start_ap(tiny_cfg) is None, "04 has not been here"
+    assert start_ap(tiny_cfg.with_(output_dir=tiny_cfg.output_dir / "none")) is None, "nor has anything else"
     row = pd.Series(
         {"arm": "offline", "share": 1.0, "base": 0.2, "value": 0.01, "low": -0.01, "high": 0.03, "seeds": 3}
     )

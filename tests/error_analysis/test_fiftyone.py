@@ -12,7 +12,7 @@ from test_errors import made_up_detections
 
 from helpers.config import load_config
 from helpers.download.prepare import prepare
-from helpers.error_analysis.analysis import analyse, table_of_errors
+from helpers.error_analysis.analysis import analyse, error_table
 from helpers.error_analysis.fiftyone_export import run_dataset_name, to_fiftyone
 from helpers.error_analysis.tide import TYPES
 from helpers.files import UserError
@@ -105,7 +105,7 @@ def run(coco_source, tmp_path_factory) -> dict:
 def test_tags_are_the_rows_of_the_error_table(run, view):
     """A tag lost or given twice: who browses would count other errors than 05 does."""
     there, analysis = run[view], run["analysis"]
-    errors = table_of_errors(analysis.verdicts, analysis.threshold if view == "default" else 0.0)
+    errors = error_table(analysis.verdicts, analysis.threshold if view == "default" else 0.0)
     tags = {**there["tags"]["ground_truth"], **there["tags"]["predictions"]}
     counts = errors["type"].value_counts().to_dict()
     assert {name: tags.get(name, 0) for name in TYPES} == {name: counts.get(name, 0) for name in TYPES}

@@ -11,20 +11,15 @@ from helpers.index import open_split
 from helpers.metrics import Detections, ground_truth, load_detections
 
 
-def run_dataset_name(cfg: Config) -> str:
-    """The name of a run in FiftyOne's database, for ``fiftyone.load_dataset(name)``."""
-    return f"detr-{cfg.data_dir.name}-run-{cfg.run_name}"
-
-
 def to_fiftyone(cfg: Config, threshold: float | None = None):
     """The validation split with the run's predictions of ``score >= threshold`` in FiftyOne's database, a ``Dataset``.
 
     ``threshold``: 05's best-F1 score by default; 0 takes every prediction, up to 100 a photo. ``ground_truth`` and
     ``predictions`` hold the boxes. A prediction is tagged with the type of its error (a key of TYPES), with "correct"
     or, where a crowd region excuses it, with "ignored"; an annotation with "missed" where 05 says so. So a tag is found
-    as often as its type in ``error_table``. FiftyOne's COCO evaluation at IoU 0.5 is under ``eval``, ``eval_tp``
-    and so on; it calls predictions in crowd regions true positives. A dataset of an earlier call is replaced. Raises
-    UserError when 01 or 04 has not run, and when FiftyOne's database does not start.
+    as often as its type in ``error_table``. FiftyOne's COCO evaluation at IoU 0.5 is under ``eval``, ``eval_tp`` and so
+    on; it calls predictions in crowd regions true positives. A dataset of an earlier call is replaced. Raises UserError
+    when 01 or 04 has not run, and when FiftyOne's database does not start.
     """
     detections = load_detections(require(cfg.run_dir / "detections_val2017.json", "04_evaluate"))
     index = open_split(cfg, "val2017")
@@ -34,7 +29,7 @@ def to_fiftyone(cfg: Config, threshold: float | None = None):
     fiftyone = open_database(cfg)
     from fiftyone.utils.coco import add_coco_labels
 
-    dataset = fiftyone.Dataset(run_dataset_name(cfg), persistent=True, overwrite=True)
+    dataset = fiftyone.Dataset(f"detr-{cfg.data_dir.name}-run-{cfg.run_name}", persistent=True, overwrite=True)
     dataset.default_classes = list(index.classes)
     dataset.info = {"run": cfg.run_name, "checkpoint": cfg.checkpoint, "threshold": threshold}
     size = lambda i: fiftyone.ImageMetadata(width=int(index.widths[i]), height=int(index.heights[i]), num_channels=3)

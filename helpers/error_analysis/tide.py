@@ -20,6 +20,7 @@ import numpy as np
 import pandas as pd
 
 from helpers.boxes import box_area, box_iou, intersection, xywh_to_xyxy
+from helpers.evaluate.comparison import unknown_ids
 from helpers.files import UserError
 from helpers.metrics import Annotations
 
@@ -145,19 +146,17 @@ def _annotations(gt: dict) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 def _predictions(gt: dict, detections: list[dict]) -> tuple[pd.DataFrame, int]:
     """The ``PER_PHOTO`` most confident detections of each photo, and how many others there were."""
-    photo, label = _positions(gt, detections)
     score, bbox = (np.array([d[name] for d in detections], dtype=float) for name in ("score", "bbox"))
     bbox = bbox.reshape(-1, 4)
-    for wrong, what in (
-        (photo < 0, "a photo that is not in the validation set"),
-        (label < 0, "an unknown category"),
-        (~np.isfinite(score) | ~np.isfinite(bbox).all(axis=1), "a score or a box that is no number"),
-    ):
-        if wrong.any():
-            raise UserError(
-                f"{wrong.sum()} of {len(wrong)} detections have {what} (the first: "
-                f"{detections[int(wrong.argmax())]}); run notebook 04_evaluate again."
-            )
+    wrong = ~np.isfinite(score) | ~np.isfinite(bbox).all(axis=1)
+    if wrong.any():
+        raise UserError(
+            f"{wrong.sum()} of {len(wrong)} detections have a score or a box that is no number (the first: "
+            f"{detections[int(wrong.argmax())]}); run notebook 04_evaluate again."
+        )
+    if unknown := unknown_ids(gt, detections):
+        raise UserError(f"{unknown}; run notebook 04_evaluate again.")
+    photo, label = _positions(gt, detections)
     order = np.lexsort((-score, photo))  # stable: ties keep their order in the file
     rank = np.arange(len(order)) - np.searchsorted(photo[order], photo[order])
     order = order[rank < PER_PHOTO]

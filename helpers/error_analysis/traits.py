@@ -107,10 +107,9 @@ def recall_by_size(objects: pd.DataFrame) -> pd.DataFrame:
 
     Columns: low, high and side (median) of sqrt(area) in pixels, objects, found, recall and its 95 % interval.
     """
+    if objects.empty:
+        return pd.DataFrame()
     side = np.sqrt(objects["area"].to_numpy())
-    if not len(side):
-        columns = ["low", "high", "side", "objects", "found", "recall", "recall_low", "recall_high"]
-        return pd.DataFrame(columns=columns, dtype=float)
     edges = np.unique(np.quantile(side, np.linspace(0, 1, min(10, max(len(side) // 10, 1)) + 1)))
     which = np.clip(np.searchsorted(edges, side, side="right") - 1, 0, max(len(edges) - 2, 0))
     found = (objects["outcome"] == "found").to_numpy()

@@ -36,7 +36,6 @@ from helpers.evaluate.cost import PUBLISHED, cost_sentence, cost_table, price_se
 from helpers.evaluate.curves import (
     best_operating_point,
     confusion,
-    most_confused,
     photo_table,
     precision_recall,
     reliability,
@@ -476,7 +475,6 @@ def test_confusion_by_hand():
     names = ["dog", "cat", "background"]
     expected = pd.DataFrame([[0, 1, 0], [0, 1, 1], [1, 0, 0]], index=names, columns=names)
     pd.testing.assert_frame_equal(matrix, expected)
-    assert most_confused(matrix) == ("dog", "cat", 1)
     assert "**dog** is taken for **cat** (once)" in sentences.confusions(matrix)
 
 

@@ -99,18 +99,13 @@ def _pairs(found: dict, truth: dict, groups: int, bbox: np.ndarray) -> tuple[np.
     some = np.flatnonzero(size[found["group"]])  # detections that have anything to overlap with: often few
     bbox = bbox[found["row"][some]]
     first, count = (np.cumsum(size) - size)[found["group"][some]], size[found["group"][some]]
-    ends = np.cumsum(count)
-    parts, start = [(np.zeros(0, int), np.zeros(0, int), np.zeros(0))], 0
-    while start < len(some):
-        done = ends[start - 1] if start else 0
-        stop = max(start + 1, int(np.searchsorted(ends, done + PAIRS_AT_ONCE, side="right")))
-        part = slice(start, stop)
-        d = np.repeat(np.arange(start, stop), count[part])
-        g = np.arange(len(d)) - np.repeat(ends[part] - count[part] - done - first[part], count[part])
+    parts, bounds = [], np.flatnonzero(np.diff(np.cumsum(count) // PAIRS_AT_ONCE)) + 1
+    for part in np.split(np.arange(len(some)), bounds):
+        d = np.repeat(part, count[part])
+        g = np.arange(len(d)) - np.repeat(np.cumsum(count[part]) - count[part] - first[part], count[part])
         iou = _iou(bbox[d], truth["bbox"][g], truth["crowd"][g])
         near = iou >= IOU_THRESHOLDS[0]
         parts.append((some[d[near]], g[near], iou[near]))
-        start = stop
     d, g, iou = (np.concatenate(column) for column in zip(*parts))
     order = np.lexsort((-g, -iou, truth["ignored"][g], d))  # of two objects with equal IoU, COCO takes the later one
     return d[order], g[order], iou[order]

@@ -111,14 +111,9 @@ def _judge(overlap, predicted, annotated) -> tuple[np.ndarray, np.ndarray, np.nd
     taken = np.zeros(overlap.shape[1], dtype=bool)
     taken[own[own >= 0]] = True
 
-    def best(of):
-        where = of.argmax(axis=1)
-        return where, np.take_along_axis(of, where[:, None], axis=1)[:, 0]
-
-    near, near_iou = best(right_class)
-    other, other_iou = best(wrong_class)
-    used, used_iou = best(right_class * taken)
-    any_, any_iou = best(overlap)
+    views = (right_class, wrong_class, right_class * taken, overlap)
+    near, other, used, any_ = (view.argmax(axis=1) for view in views)
+    near_iou, other_iou, used_iou, any_iou = (view.max(axis=1) for view in views)
     misplaced = (near_iou >= IOU_BG) & (near_iou < IOU_FG)
     tests = [own >= 0, misplaced, other_iou >= IOU_FG, used_iou >= IOU_FG, any_iou < IOU_BG]
     names = ["correct", "localization", "classification", "duplicate", "background"]

@@ -1,7 +1,5 @@
 """The error analysis of a run: a table with a row per error, the views of it, and the files of ``error_analysis/``."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,12 +16,7 @@ from helpers.index import CocoIndex
 from helpers.metrics import Detections
 
 
-def error_table(gt: dict, detections: list[dict]) -> pd.DataFrame:
-    """A row per error, see :func:`table_of_errors`; of a photo's detections the 100 most confident count."""
-    return table_of_errors(judge(gt, detections))
-
-
-def table_of_errors(verdicts: Verdicts, threshold: float = -np.inf) -> pd.DataFrame:
+def error_table(verdicts: Verdicts, threshold: float = -np.inf) -> pd.DataFrame:
     """A row per error among predictions with ``score >= threshold``: the most confident first, then the missed by size.
 
     Columns: image_id, type (a key of TYPES), class (annotated), predicted_class, iou, score, area, annotation_id,
@@ -86,7 +79,7 @@ def analyse(gt: dict, detections: list[dict]) -> Analysis:
     """Everything that 05 shows, from a COCO document and a results list; UserError when they do not fit."""
     verdicts, matches = judge(gt, detections), match(gt, detections)
     best = best_operating_point(score_curves(matches))
-    errors, shown, ap = table_of_errors(verdicts), table_of_errors(verdicts, best.threshold), oracle_ap(verdicts)
+    errors, shown, ap = error_table(verdicts), error_table(verdicts, best.threshold), oracle_ap(verdicts)
     objects = traits.object_table(verdicts, best.threshold)
     groups = traits.group_table(verdicts, objects, best.threshold)
     photos = with_something(photo_table(matches, best.threshold))

@@ -1,7 +1,5 @@
 """Pictures of errors: the part of the photo around each, and whole photos with all their boxes."""
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure

@@ -1,21 +1,14 @@
 """A run as a FiftyOne dataset, to browse there: 05's errors as tags, and FiftyOne's own evaluation."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from helpers.config import Config
 from helpers.download.zoo import open_database
-from helpers.error_analysis.analysis import analyse, table_of_errors
+from helpers.error_analysis.analysis import analyse, error_table
 from helpers.error_analysis.tide import Verdicts
 from helpers.files import require
 from helpers.index import open_split
 from helpers.metrics import Detections, ground_truth, load_detections
-
-
-def run_dataset_name(cfg: Config) -> str:
-    """The name of a run in FiftyOne's database, for ``fiftyone.load_dataset(name)``."""
-    return f"detr-{cfg.data_dir.name}-run-{cfg.run_name}"
 
 
 def to_fiftyone(cfg: Config, threshold: float | None = None):
@@ -24,9 +17,9 @@ def to_fiftyone(cfg: Config, threshold: float | None = None):
     ``threshold``: 05's best-F1 score by default; 0 takes every prediction, up to 100 a photo. ``ground_truth`` and
     ``predictions`` hold the boxes. A prediction is tagged with the type of its error (a key of TYPES), with "correct"
     or, where a crowd region excuses it, with "ignored"; an annotation with "missed" where 05 says so. So a tag is found
-    as often as its type in ``table_of_errors``. FiftyOne's COCO evaluation at IoU 0.5 is under ``eval``, ``eval_tp``
-    and so on; it calls predictions in crowd regions true positives. A dataset of an earlier call is replaced. Raises
-    UserError when 01 or 04 has not run, and when FiftyOne's database does not start.
+    as often as its type in ``error_table``. FiftyOne's COCO evaluation at IoU 0.5 is under ``eval``, ``eval_tp`` and so
+    on; it calls predictions in crowd regions true positives. A dataset of an earlier call is replaced. Raises UserError
+    when 01 or 04 has not run, and when FiftyOne's database does not start.
     """
     detections = load_detections(require(cfg.run_dir / "detections_val2017.json", "04_evaluate"))
     index = open_split(cfg, "val2017")
@@ -36,7 +29,7 @@ def to_fiftyone(cfg: Config, threshold: float | None = None):
     fiftyone = open_database(cfg)
     from fiftyone.utils.coco import add_coco_labels
 
-    dataset = fiftyone.Dataset(run_dataset_name(cfg), persistent=True, overwrite=True)
+    dataset = fiftyone.Dataset(f"detr-{cfg.data_dir.name}-run-{cfg.run_name}", persistent=True, overwrite=True)
     dataset.default_classes = list(index.classes)
     dataset.info = {"run": cfg.run_name, "checkpoint": cfg.checkpoint, "threshold": threshold}
     size = lambda i: fiftyone.ImageMetadata(width=int(index.widths[i]), height=int(index.heights[i]), num_channels=3)
@@ -59,7 +52,7 @@ def _tagged(gt: dict, detections: list[dict], verdicts: Verdicts, threshold: flo
     """The annotations and the predictions at the threshold as COCO's records; what COCO has no field for, tags among
     it, becomes an attribute of the box. (FiftyOne drops a record's ``area``: it stays under another name.)
     """
-    errors = table_of_errors(verdicts, threshold)
+    errors = error_table(verdicts, threshold)
     missed = set(errors.loc[errors["type"] == "missed", "annotation_id"])
     attributes = lambda a: {"annotation_id": a["id"], "coco_area": a["area"], "tags": ["missed"] * (a["id"] in missed)}
     truth = [{**a, "iscrowd": bool(a["iscrowd"]), **attributes(a)} for a in gt["annotations"]]

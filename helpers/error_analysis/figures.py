@@ -1,7 +1,5 @@
 """Charts of the error analysis; each returns a matplotlib figure, which says so if there is nothing to show."""
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure

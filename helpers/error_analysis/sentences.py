@@ -1,18 +1,12 @@
 """What an error analysis says, in sentences: every number and every conclusion is computed from its tables."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 import pandas as pd
 from scipy.stats import chi2_contingency, kruskal
 
+from helpers.error_analysis.analysis import Analysis
 from helpers.error_analysis.tide import TYPES
 from helpers.error_analysis.traits import confused_pairs, recall_by_size
 from helpers.evaluate.sentences import FEW, escaped
-
-if TYPE_CHECKING:
-    from helpers.error_analysis.analysis import Analysis
 
 ADVICE = {
     "classification": "look at the confused pairs: more examples of the rarer class, and check whether their labels "

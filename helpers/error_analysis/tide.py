@@ -13,16 +13,16 @@ and an annotation is ``missed`` when no prediction is correct for it and no clas
 about it. The price of a kind is what AP50 would gain if an oracle mended just that kind.
 """
 
-from __future__ import annotations
-
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
 from helpers.boxes import box_area, box_iou, intersection, xywh_to_xyxy
+from helpers.evaluate.comparison import unknown_ids
 from helpers.files import UserError
-from helpers.metrics import column
+from helpers.metrics import Annotations
 
 TYPES = {
     "classification": "Cls",
@@ -65,8 +65,7 @@ def judge(gt: dict, detections: list[dict]) -> Verdicts:
 
     ``gt`` is a COCO document, ``detections`` a COCO results list. Raises UserError when they do not belong together.
     """
-    columns = {name: [image.get(name, 0) for image in gt["images"]] for name in ("id", "width", "height")}
-    photos = pd.DataFrame(columns).rename(columns={"id": "image_id"})
+    photos = pd.DataFrame(gt["images"], columns=["id", "width", "height"]).rename(columns={"id": "image_id"})
     objects, crowds = _annotations(gt)
     predictions, beyond_cap = _predictions(gt, detections)
     n_photos = np.arange(len(photos) + 1)
@@ -112,14 +111,9 @@ def _judge(overlap, predicted, annotated) -> tuple[np.ndarray, np.ndarray, np.nd
     taken = np.zeros(overlap.shape[1], dtype=bool)
     taken[own[own >= 0]] = True
 
-    def best(of):
-        where = of.argmax(axis=1)
-        return where, np.take_along_axis(of, where[:, None], axis=1)[:, 0]
-
-    near, near_iou = best(right_class)
-    other, other_iou = best(wrong_class)
-    used, used_iou = best(right_class * taken)
-    any_, any_iou = best(overlap)
+    views = (right_class, wrong_class, right_class * taken, overlap)
+    near, other, used, any_ = (view.argmax(axis=1) for view in views)
+    near_iou, other_iou, used_iou, any_iou = (view.max(axis=1) for view in views)
     misplaced = (near_iou >= IOU_BG) & (near_iou < IOU_FG)
     tests = [own >= 0, misplaced, other_iou >= IOU_FG, used_iou >= IOU_FG, any_iou < IOU_BG]
     names = ["correct", "localization", "classification", "duplicate", "background"]
@@ -129,40 +123,35 @@ def _judge(overlap, predicted, annotated) -> tuple[np.ndarray, np.ndarray, np.nd
     return kind, about, np.where(about >= 0, iou, 0.0)
 
 
-def _numbers(gt: dict, records: list[dict]) -> tuple[np.ndarray, np.ndarray]:
-    """Position of each record's photo and category, -1 for one that is not in ``gt``."""
-    photo_of = {image["id"]: i for i, image in enumerate(gt["images"])}
-    label_of = {category["id"]: k for k, category in enumerate(gt["categories"])}
-    numbers = [(photo_of.get(r["image_id"], -1), label_of.get(r["category_id"], -1)) for r in records]
-    return tuple(np.array(numbers, dtype=int).reshape(-1, 2).T)
+def _positions(gt: dict, records: Sequence[dict]) -> tuple[np.ndarray, np.ndarray]:
+    """Of each record's photo and category in ``gt``; -1 for one that is not there."""
+    known = (("images", "image_id"), ("categories", "category_id"))
+    return tuple(pd.Index([k["id"] for k in gt[kind]]).get_indexer([r[name] for r in records]) for kind, name in known)
 
 
 def _annotations(gt: dict) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Objects and crowd regions, each sorted by photo (stable: COCO's order within a photo)."""
-    records = gt["annotations"]
-    (photo, label), bbox, ids = _numbers(gt, records), column(records, "bbox"), column(records, "id")
-    area = np.array([a.get("area", w * h) for a, (_, _, w, h) in zip(records, bbox)], dtype=float)
-    table = pd.DataFrame({"photo": photo, "label": label, "area": area, "annotation_id": ids, **dict(zip(BOX, bbox.T))})
-    crowd = np.array([bool(a.get("iscrowd", 0)) for a in records], dtype=bool)
-    parts = (table[(photo >= 0) & (label >= 0) & (crowd == kind)] for kind in (False, True))
+    truth = Annotations.of(gt["annotations"])
+    photo, label = _positions(gt, truth)
+    columns = {"photo": photo, "label": label, "area": truth.area, "annotation_id": truth.id}
+    table = pd.DataFrame({**columns, **dict(zip(BOX, truth.bbox.T))})
+    parts = (table[(photo >= 0) & (label >= 0) & (truth.iscrowd == crowd)] for crowd in (0, 1))
     return tuple(part.sort_values("photo", kind="stable", ignore_index=True) for part in parts)
 
 
 def _predictions(gt: dict, detections: list[dict]) -> tuple[pd.DataFrame, int]:
     """The ``PER_PHOTO`` most confident detections of each photo, and how many others there were."""
-    photo, label = _numbers(gt, detections)
     score, bbox = (np.array([d[name] for d in detections], dtype=float) for name in ("score", "bbox"))
     bbox = bbox.reshape(-1, 4)
-    for wrong, what in (
-        (photo < 0, "a photo that is not in the validation set"),
-        (label < 0, "an unknown category"),
-        (~np.isfinite(score) | ~np.isfinite(bbox).all(axis=1), "a score or a box that is no number"),
-    ):
-        if wrong.any():
-            raise UserError(
-                f"{wrong.sum()} of {len(wrong)} detections have {what} (the first: "
-                f"{detections[int(wrong.argmax())]}); run notebook 04_evaluate again."
-            )
+    wrong = ~np.isfinite(score) | ~np.isfinite(bbox).all(axis=1)
+    if wrong.any():
+        raise UserError(
+            f"{wrong.sum()} of {len(wrong)} detections have a score or a box that is no number (the first: "
+            f"{detections[int(wrong.argmax())]}); run notebook 04_evaluate again."
+        )
+    if unknown := unknown_ids(gt, detections):
+        raise UserError(f"{unknown}; run notebook 04_evaluate again.")
+    photo, label = _positions(gt, detections)
     order = np.lexsort((-score, photo))  # stable: ties keep their order in the file
     rank = np.arange(len(order)) - np.searchsorted(photo[order], photo[order])
     order = order[rank < PER_PHOTO]

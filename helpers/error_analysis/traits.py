@@ -1,7 +1,5 @@
 """Where a detector fails: by traits of objects, by photo, by pair of classes; and where the annotation may be wrong."""
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 
@@ -80,24 +78,17 @@ def group_table(verdicts: Verdicts, objects: pd.DataFrame, threshold: float) -> 
     """
     shown = verdicts.shown(threshold)
     shown = shown.assign(**_traits(verdicts, shown, {"size": shown["w"] * shown["h"]}))
+    counted = {"objects": objects, "found": objects[objects["outcome"] == "found"]}
+    counted |= {"predictions": shown, "correct": shown[shown["kind"] == "correct"]}
     parts = []
     for trait, (groups, _) in TRAITS.items():
-        part = pd.DataFrame({"trait": trait, "group": groups})
-        part["objects"], part["found"] = _count(objects[trait], objects["outcome"] == "found")
-        if trait in shown:
-            part["predictions"], part["correct"] = _count(shown[trait], shown["kind"] == "correct")
-        parts.append(part)
+        counts = {name: rows[trait].value_counts(sort=False) for name, rows in counted.items() if trait in rows}
+        parts.append(pd.DataFrame({"trait": trait, "group": groups, **counts}, index=groups))
     table = pd.concat(parts, ignore_index=True)
     table["recall"], table["precision"] = table["found"] / table["objects"], table["correct"] / table["predictions"]
     table["recall_low"], table["recall_high"] = wilson(table["found"], table["objects"])
     table["precision_low"], table["precision_high"] = wilson(table["correct"], table["predictions"])
     return table
-
-
-def _count(groups: pd.Series, hit: pd.Series) -> tuple[np.ndarray, np.ndarray]:
-    codes = groups.cat.codes
-    n = len(groups.cat.categories)
-    return np.bincount(codes, minlength=n), np.bincount(codes[hit.to_numpy()], minlength=n)
 
 
 def wilson(hits, total) -> tuple[np.ndarray, np.ndarray]:
@@ -116,10 +107,9 @@ def recall_by_size(objects: pd.DataFrame) -> pd.DataFrame:
 
     Columns: low, high and side (median) of sqrt(area) in pixels, objects, found, recall and its 95 % interval.
     """
+    if objects.empty:
+        return pd.DataFrame()
     side = np.sqrt(objects["area"].to_numpy())
-    if not len(side):
-        columns = ["low", "high", "side", "objects", "found", "recall", "recall_low", "recall_high"]
-        return pd.DataFrame(columns=columns, dtype=float)
     edges = np.unique(np.quantile(side, np.linspace(0, 1, min(10, max(len(side) // 10, 1)) + 1)))
     which = np.clip(np.searchsorted(edges, side, side="right") - 1, 0, max(len(edges) - 2, 0))
     found = (objects["outcome"] == "found").to_numpy()

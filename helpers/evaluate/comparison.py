@@ -113,10 +113,10 @@ def per_class_table(start: Result, result: Result) -> pd.DataFrame:
     table = result.per_class.copy()
     table.insert(1, "photos", (result.matches.truth > 0).sum(axis=0))
     bounds = [interval(ap, result.replicates[:, k].mean(axis=1)) or (-1.0, -1.0) for k, ap in enumerate(table["AP"])]
-    table["AP_low"], table["AP_high"] = zip(*bounds) if bounds else ((), ())
+    table[["AP_low", "AP_high"]] = bounds
     table["AP_start"], table["AP50_start"] = start.per_class["AP"], start.per_class["AP50"]
     best = [best_operating_point(score_curves(result.matches, k)) for k in range(len(table))]
-    table[["best_threshold", "precision", "recall", "F1"]] = np.reshape(best, (-1, 4))
+    table[["best_threshold", "precision", "recall", "F1"]] = best
     return table
 
 
@@ -146,7 +146,7 @@ def run_table(results: list[Result], base: Result) -> pd.DataFrame:
 
 
 def unknown_ids(gt: dict, detections: Sequence[dict]) -> str:
-    """A sentence about detections of photos or categories that ``gt`` does not have; empty if all are known."""
+    """What is wrong with detections of photos or categories that ``gt`` does not have; empty if all are known."""
     given = Detections.of(detections)
     known = np.isin(given.image_id, [image["id"] for image in gt["images"]])
     known &= np.isin(given.category_id, [c["id"] for c in gt["categories"]])
@@ -154,8 +154,8 @@ def unknown_ids(gt: dict, detections: Sequence[dict]) -> str:
         return ""
     first = detections[int(known.argmin())]
     return (
-        f"{(~known).sum()} of {len(known)} detections belong to an unknown photo or category, the first to image_id "
-        f"{first['image_id']}, category_id {first['category_id']}."
+        f"{(~known).sum()} of {len(known)} detections belong to no photo or category of the validation set, the first "
+        f"to image_id {first['image_id']}, category_id {first['category_id']}"
     )
 
 

@@ -95,14 +95,6 @@ def confusion(gt: dict, detections: list[dict], matches: Matches, threshold: flo
     return pd.DataFrame(np.asarray(found["matrix"]).astype(int)[np.ix_(order, order)], index=names, columns=names)
 
 
-def most_confused(matrix: pd.DataFrame) -> tuple[str, str, int]:
-    """(true class, predicted class, how often) of the most frequent confusion of two classes; 0 where there is none."""
-    counts = matrix.iloc[:-1, :-1].to_numpy().copy()
-    np.fill_diagonal(counts, 0)
-    i, j = np.unravel_index(counts.argmax(), counts.shape)
-    return matrix.index[i], matrix.columns[j], int(counts[i, j])
-
-
 def photo_table(matches: Matches, threshold: float) -> pd.DataFrame:
     """A row per photo with ``score >= threshold``, the best first: image_id, objects, correct, false, missed,
     uncounted (in a crowd region), f1.

@@ -72,9 +72,9 @@ def match(gt: dict, detections: list[dict], areas: tuple[float, float] = (-np.in
 
 
 def _table(image_id: np.ndarray, category_id: np.ndarray, image_ids: np.ndarray, category_ids: np.ndarray) -> dict:
-    """Columns of the records with a known photo and category: ``row`` number, ``image`` and ``label`` (positions in
-    the two lists of ids) and ``group``, one number for both."""
-    image, label = _position(image_id, image_ids), _position(category_id, category_ids)
+    """Columns of the records with a known photo and category: ``row`` number, ``image`` and ``label`` (positions in the
+    two lists of ids) and ``group``, one number for both."""
+    image, label = pd.Index(image_ids).get_indexer(image_id), pd.Index(category_ids).get_indexer(category_id)
     table = {"row": np.arange(len(image)), "image": image, "label": label, "group": label * len(image_ids) + image}
     known = (image >= 0) & (label >= 0)
     return table if known.all() else _rows(table, known)
@@ -86,34 +86,11 @@ def _rows(table: dict[str, np.ndarray], keep: np.ndarray) -> dict[str, np.ndarra
 
 def _most_confident_first(found: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """By class, then score downwards, equal scores by photo, as COCOeval has it; without what exceeds COCO's 100."""
-    order = _order(found["image"])
-    order = order[_falling(found["score"][order])]
-    found = _rows(found, order[_order(found["label"][order])])
+    found = _rows(found, np.lexsort((found["image"], -found["score"], found["label"])))
     if np.bincount(found["group"], minlength=1).max() <= MAX_DETECTIONS:
         return found
     place = pd.Series(found["group"]).groupby(found["group"]).cumcount()  # within photo and class
     return _rows(found, place.to_numpy() < MAX_DETECTIONS)
-
-
-def _order(values: np.ndarray) -> np.ndarray:
-    """Stable argsort of small whole numbers; NumPy sorts 8 and 16 bits by radix, many times faster than 64."""
-    return np.argsort(values.astype(np.min_scalar_type(values.max(initial=0))), kind="stable")
-
-
-def _falling(scores: np.ndarray) -> np.ndarray:
-    """Stable argsort downwards: NumPy's fast sort of floats is not stable, equal scores are put in order afterwards."""
-    order = np.argsort(-scores)
-    same = np.diff(scores[order]) == 0
-    tied = np.flatnonzero(np.append(same, False) | np.append(False, same))
-    if len(tied):
-        run = np.cumsum(~np.append(False, same))[tied]  # numbers the runs of equal scores
-        order[tied] = order[tied][np.lexsort((order[tied], run))]
-    return order
-
-
-def _position(values: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """Where each value stands in ``known`` (distinct, any order); -1 for one that does not."""
-    return pd.Index(known).get_indexer(values)
 
 
 def _pairs(found: dict, truth: dict, groups: int, bbox: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -122,18 +99,13 @@ def _pairs(found: dict, truth: dict, groups: int, bbox: np.ndarray) -> tuple[np.
     some = np.flatnonzero(size[found["group"]])  # detections that have anything to overlap with: often few
     bbox = bbox[found["row"][some]]
     first, count = (np.cumsum(size) - size)[found["group"][some]], size[found["group"][some]]
-    ends = np.cumsum(count)
-    parts, start = [(np.zeros(0, int), np.zeros(0, int), np.zeros(0))], 0
-    while start < len(some):
-        done = ends[start - 1] if start else 0
-        stop = max(start + 1, int(np.searchsorted(ends, done + PAIRS_AT_ONCE, side="right")))
-        part = slice(start, stop)
-        d = np.repeat(np.arange(start, stop), count[part])
-        g = np.arange(len(d)) - np.repeat(ends[part] - count[part] - done - first[part], count[part])
+    parts, bounds = [], np.flatnonzero(np.diff(np.cumsum(count) // PAIRS_AT_ONCE)) + 1
+    for part in np.split(np.arange(len(some)), bounds):
+        d = np.repeat(part, count[part])
+        g = np.arange(len(d)) - np.repeat(np.cumsum(count[part]) - count[part] - first[part], count[part])
         iou = _iou(bbox[d], truth["bbox"][g], truth["crowd"][g])
         near = iou >= IOU_THRESHOLDS[0]
         parts.append((some[d[near]], g[near], iou[near]))
-        start = stop
     d, g, iou = (np.concatenate(column) for column in zip(*parts))
     order = np.lexsort((-g, -iou, truth["ignored"][g], d))  # of two objects with equal IoU, COCO takes the later one
     return d[order], g[order], iou[order]

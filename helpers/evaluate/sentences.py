@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from helpers.evaluate.comparison import SIZES, Result, difference, object_counts
-from helpers.evaluate.curves import Operating, most_confused
+from helpers.evaluate.curves import Operating
 from helpers.metrics import Detections
 
 UNTRAINED = 0.01  # an AP below it is that of a detector that has learnt nothing
@@ -208,18 +208,19 @@ def calibration(bins: pd.DataFrame, error: float) -> str:
 def confusions(matrix: pd.DataFrame) -> str:
     """Where predictions go that are not right."""
     counts = matrix.to_numpy()
-    objects, right = counts[:-1].sum(), int(np.trace(counts[:-1, :-1]))
+    objects, right = counts[:-1].sum(), np.trace(counts[:-1, :-1])
     if not objects:
         return "There are no objects that could be confused."
-    truth, predicted, times = most_confused(matrix)
-    wrong_class, missed, background = counts[:-1, :-1].sum() - right, counts[:-1, -1].sum(), counts[-1].sum()
+    taken = counts[:-1, :-1] * ~np.eye(len(counts) - 1, dtype=bool)  # for another class
+    wrong_class, missed, background = taken.sum(), counts[:-1, -1].sum(), counts[-1].sum()
     text = (
         f"Of {objects:,} objects {right / objects:.0%} are found with the right class, {wrong_class / objects:.0%} "
         f"with a wrong one and {missed / objects:.0%} are missed; {background:,} boxes have no object of their own."
     )
-    if times:
+    if times := taken.max():
+        truth, predicted = (escaped(matrix.index[k]) for k in np.unravel_index(taken.argmax(), taken.shape))
         often = "once" if times == 1 else f"{times:,} times"
-        text += f" Most often **{escaped(truth)}** is taken for **{escaped(predicted)}** ({often})."
+        text += f" Most often **{truth}** is taken for **{predicted}** ({often})."
     return text
 
 

@@ -21,7 +21,6 @@ from helpers.error_analysis.analysis import (
     draw_figures,
     error_table,
     readable,
-    table_of_errors,
     write_error_analysis,
 )
 from helpers.error_analysis.tide import BOX, TYPES, judge
@@ -114,7 +113,7 @@ def test_gains_and_counts_equal_tidecv(gt, case):
     assert min(counts.values()) > 5, "a type without errors would be compared with nothing"
     ours = analyse(gt, detections).delta_ap
     assert {k: pytest.approx(v, abs=1e-9) for k, v in gains.items()} == ours
-    assert dict(zip(TYPES.values(), count_types(error_table(gt, detections)))) == counts
+    assert dict(zip(TYPES.values(), count_types(error_table(judge(gt, detections))))) == counts
     assert analyse(gt, detections).ap["AP50"].mean() == pytest.approx(ap50, abs=1e-9)
 
 
@@ -153,7 +152,7 @@ HAND_MADE = {
 def test_two_boxes_whose_type_is_obvious(case):
     """Types swapped, or a missed object counted although a mended prediction would find it."""
     detections, types, iou = HAND_MADE[case]
-    table = error_table(small_gt((CUP, 100, 100, 100, 100)), found(*detections))
+    table = error_table(judge(small_gt((CUP, 100, 100, 100, 100)), found(*detections)))
     assert table["type"].tolist() == types
     if types:
         row = table.iloc[0]
@@ -167,7 +166,7 @@ def test_duplicate_on_an_object_of_another_class_is_a_classification_error():
     """TIDE asks for classification before duplicate; the other order shifts both counts."""
     gt = small_gt((CUP, 100, 100, 100, 100), (BOWL, 100, 100, 100, 90))
     detections = found((CUP, 0.9, 100, 100, 100, 100), (CUP, 0.8, 100, 100, 100, 99))
-    assert error_table(gt, detections)["type"].tolist() == ["classification"]
+    assert error_table(judge(gt, detections))["type"].tolist() == ["classification"]
 
 
 def test_prices_by_hand():
@@ -202,7 +201,7 @@ def test_crowds_are_neither_right_nor_wrong():
     )
     verdicts = judge(gt, detections)
     assert verdicts.predictions["kind"].tolist() == ["correct", "ignored", "background", "background"]
-    assert "missed" not in set(table_of_errors(verdicts)["type"]), "a crowd region is not an object to be found"
+    assert "missed" not in set(error_table(verdicts)["type"]), "a crowd region is not an object to be found"
 
 
 def test_equal_to_coco_with_crowds_empty_photos_and_many_detections(gt):
@@ -239,8 +238,8 @@ def test_every_detection_has_one_verdict_and_every_object_one_outcome(gt):
 def test_the_view_at_a_threshold_is_the_table_of_those_detections(gt, threshold):
     """A filter of the table would keep objects that only a low score found out of "missed"."""
     detections = made_up_detections(gt, seed=5)
-    view = table_of_errors(judge(gt, detections), threshold)
-    again = error_table(gt, [d for d in detections if d["score"] >= threshold])
+    view = error_table(judge(gt, detections), threshold)
+    again = error_table(judge(gt, [d for d in detections if d["score"] >= threshold]))
     false = view["type"] != "missed"
     columns = ["image_id", "type", "class", "predicted_class", "score", "area", "annotation_id", *BOX]
     assert len(view) == len(again)
@@ -460,7 +459,7 @@ def test_captions_claim_no_more_than_the_types_mean():
     the "wrong class"; and a truck called a car counts as not annotated where only cars were asked for."""
     gt = small_gt((CUP, 0, 0, 400, 300))
     detections = found((BOWL, 0.9, 10, 10, 40, 40), (BOWL, 0.8, 0, 0, 200, 100))
-    background, both = error_table(gt, detections).head(2).to_dict("records")
+    background, both = error_table(judge(gt, detections)).head(2).to_dict("records")
     assert crops.in_words(background) == "background: bowl 0.90, IoU below 0.1 with every annotation"
     assert crops.in_words(both) == "both: bowl 0.80, but no bowl is annotated here; it touches a cup, IoU 0.16"
     a = analyse(small_gt((CUP, 0, 0, 50, 50)), found((CUP, 0.5, 0, 0, 50, 50), (CUP, 0.9, 300, 200, 50, 50)))
@@ -588,7 +587,7 @@ def test_crops_hold_both_boxes_wherever_they_are(tmp_path, box):
 def test_a_background_crop_has_no_annotation_that_it_is_about(tmp_path):
     """Seen on real photos: a thick green car beside the words that no annotation is there."""
     index = one_photo(tmp_path, name="cup")
-    row = error_table(ground_truth(index), found((BOWL, 0.9, 190, 100, 100, 100))).iloc[0].to_dict()
+    row = error_table(judge(ground_truth(index), found((BOWL, 0.9, 190, 100, 100, 100)))).iloc[0].to_dict()
     assert row["type"] == "background" and row["annotation_id"] == 1
     drawn = [np.asarray(crops.error_crop(index, {**row, "type": kind})) for kind in ("background", "localization")]
     thin, thick = ((abs(d.astype(int) - ImageColor.getrgb(TRUTH)).sum(axis=2) < 30).sum() for d in drawn)
@@ -645,7 +644,7 @@ def test_tables_for_a_reader(gt):
 def test_crops_show_crowd_regions(tmp_path):
     """Seen on real photos: a box in front of a shelf, and nothing said that the shelf is annotated as a crowd."""
     index = one_photo(tmp_path)
-    row = error_table(ground_truth(index), []).iloc[0].to_dict()
+    row = error_table(judge(ground_truth(index), [])).iloc[0].to_dict()
     index = dataclasses.replace(
         index,
         starts=np.array([0, 2]),
@@ -664,5 +663,5 @@ def test_a_photo_that_went_away_gives_a_grey_picture(tmp_path):
     """A file deleted between 01 and 05 ends an analysis of thousands of photos."""
     index = one_photo(tmp_path)
     (tmp_path / "0.png").unlink()
-    row = error_table(ground_truth(index), []).iloc[0].to_dict()
+    row = error_table(judge(ground_truth(index), [])).iloc[0].to_dict()
     assert len(crops.error_jpeg(index, row)) > 1000

@@ -12,8 +12,8 @@ from test_errors import made_up_detections
 
 from helpers.config import load_config
 from helpers.download.prepare import prepare
-from helpers.error_analysis.analysis import analyse, table_of_errors
-from helpers.error_analysis.fiftyone_export import run_dataset_name, to_fiftyone
+from helpers.error_analysis.analysis import analyse, error_table
+from helpers.error_analysis.fiftyone_export import to_fiftyone
 from helpers.error_analysis.tide import TYPES
 from helpers.files import UserError
 from helpers.index import open_split
@@ -105,7 +105,7 @@ def run(coco_source, tmp_path_factory) -> dict:
 def test_tags_are_the_rows_of_the_error_table(run, view):
     """A tag lost or given twice: who browses would count other errors than 05 does."""
     there, analysis = run[view], run["analysis"]
-    errors = table_of_errors(analysis.verdicts, analysis.threshold if view == "default" else 0.0)
+    errors = error_table(analysis.verdicts, analysis.threshold if view == "default" else 0.0)
     tags = {**there["tags"]["ground_truth"], **there["tags"]["predictions"]}
     counts = errors["type"].value_counts().to_dict()
     assert {name: tags.get(name, 0) for name in TYPES} == {name: counts.get(name, 0) for name in TYPES}
@@ -154,7 +154,7 @@ def test_boxes_and_photos_are_the_splits(run):
     assert [box[0] for box in first["boxes"]] == index.annotation_ids[rows].tolist()
     assert [box[1] for box in first["boxes"]] == [index.classes[k] for k in index.labels[rows]]
     assert np.allclose([box[2:] for box in first["boxes"]] * np.tile(first["size"], 2), index.bbox[rows])
-    assert there["name"] == run_dataset_name(run["cfg"]) and there["persistent"]
+    assert there["name"] == f"detr-{run['cfg'].data_dir.name}-run-{run['cfg'].run_name}" and there["persistent"]
 
 
 def test_what_is_missing_is_said(run, tmp_path):

@@ -14,7 +14,7 @@ from helpers.download.coco import read_index
 from helpers.files import ROOT
 from helpers.pictures.colours import PREDICTED, TRUTH
 from helpers.pictures.draw import Box, font_of, paint
-from helpers.pictures.grids import _wrapped, before_after, box_for, sample_grid, sheet, tile
+from helpers.pictures.grids import _wrapped, before_after, sample_grid, sheet, sides, tile
 
 RED, GREEN = ImageColor.getrgb(PREDICTED), ImageColor.getrgb(TRUTH)
 # Machado, Oliveira and Fernandes, "A Physiologically-based Model for Simulation of Color Vision Deficiency", 2009
@@ -79,7 +79,7 @@ def test_portrait_and_landscape_side_by_side():
     widths = [(grey[:, k * 306 : (k + 1) * 306].sum(axis=0) > 20).sum() for k in range(4)]
     assert np.allclose(widths, [150, 300, 225, 300], atol=3) and drawn.shape[1] == 4 * 306
     assert drawn.shape[0] < 2 * (225 + 90), "a portrait photo leaves its neighbours white"
-    assert box_for([(400, 400), (512, 512)]) == (300, 300) and box_for([(300, 400), (640, 480)]) == (300, 225)
+    assert sides([(400, 400), (512, 512)]) == [300, 300] and sides([(300, 400), (640, 480)]) == [225, 300]
 
 
 def test_captions_fill_their_tile():

@@ -1,8 +1,4 @@
-"""All notebooks in order, without a browser: ``python -m helpers.run --preset demo [NAME=VALUE ...]``.
-
-papermill executes them with this very Python. What it was given is checked before anything runs; a notebook that fails
-keeps its executed copy with the error in place, and the later ones are not run.
-"""
+"""All notebooks in order, without a browser: ``python -m helpers.run --preset demo [NAME=VALUE ...]``."""
 
 import datetime
 import functools

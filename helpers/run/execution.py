@@ -21,9 +21,7 @@ from helpers.files import ROOT, without_folders, write_atomic
 
 START_SECONDS = 180  # a busy machine, a cold disk
 KERNEL_ENVIRONMENT = {
-    "NO_ALBUMENTATIONS_UPDATE": "1",  # it would ask the network for its newest version at import
     "HF_HUB_DISABLE_TELEMETRY": "1",
-    "TOKENIZERS_PARALLELISM": "false",  # its threads and the data loader's forks do not mix
     "PYDEVD_DISABLE_FILE_VALIDATION": "1",  # a warning of the debugger in every executed notebook
     "KINETO_LOG_LEVEL": "99",  # the profiler's C++ chatter goes past Python to the terminal
     "PYTHONWARNINGS": "ignore::FutureWarning,ignore::DeprecationWarning",

@@ -111,8 +111,7 @@ def portable(value):
     if isinstance(value, (list, tuple)):
         return [portable(item) for item in value]
     if isinstance(value, str) and value.startswith("/"):  # model, resume and checkpoint may be folders
-        short = portable(Path(value))
-        return value if short.startswith("/") else short
+        value = Path(value)
     if isinstance(value, Path):
         path = value.resolve() if value.is_absolute() else value
         if path.is_relative_to(ROOT):

@@ -19,7 +19,6 @@ from tqdm import tqdm
 
 from helpers.files import ROOT, without_folders, write_atomic
 
-START_SECONDS = 180  # a busy machine, a cold disk
 KERNEL_ENVIRONMENT = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "PYDEVD_DISABLE_FILE_VALIDATION": "1",  # a warning of the debugger in every executed notebook
@@ -56,7 +55,7 @@ def execute(path: Path, copy: Path, parameters: dict, cell_minutes: float | None
                 stderr_file=_LastLine(bar),
                 on_cell_start=lambda cell, cell_index: bar.set_postfix_str("") or bar.update(cell_index - bar.n),
                 execution_timeout=round(cell_minutes * 60) or 1 if cell_minutes else None,
-                start_timeout=START_SECONDS,
+                start_timeout=180,  # a busy machine, a cold disk
                 shutdown_kernel="immediate" if cell_minutes else "graceful",
             )
     except PapermillExecutionError as error:

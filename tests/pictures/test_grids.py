@@ -12,9 +12,9 @@ from PIL import Image, ImageColor
 
 from helpers.download.coco import read_index
 from helpers.files import ROOT
-from helpers.pictures.colours import PREDICTED, TRUTH
+from helpers.pictures.colours import GREY, PREDICTED, TRUTH
 from helpers.pictures.draw import Box, font_of, paint
-from helpers.pictures.grids import _wrapped, before_after, sample_grid, sheet, sides, tile
+from helpers.pictures.grids import _wrapped, before_after, padding_mask, sample_grid, sheet, sides, tile
 
 RED, GREEN = ImageColor.getrgb(PREDICTED), ImageColor.getrgb(TRUTH)
 # Machado, Oliveira and Fernandes, "A Physiologically-based Model for Simulation of Color Vision Deficiency", 2009
@@ -106,3 +106,14 @@ def test_a_photo_without_objects_says_so(tmp_path):
 def test_a_sheet_of_nothing_says_so():
     assert sheet([], 4, "No photo.").texts[0].get_text() == "No photo."
     assert tile(Image.new("RGB", (10, 10)), "two\nlines of <text>\x00", 200).width == 200
+
+
+def test_masks_stand_beside_their_photos():
+    """The mask of a photo without padding is white on white: without an edge it cannot be seen."""
+    images, masks = np.full((2, 60, 80, 3), 90, np.uint8), np.ones((2, 60, 80), np.int64)
+    masks[0, :, 60:] = 0
+    with patch("helpers.pictures.grids.sheet") as drawn:
+        padding_mask(images, masks)
+    photo, padded, _, whole = (np.asarray(each)[-62:, 109:191] for each in drawn.call_args.args[0])
+    assert (photo[1:-1, 1:-1] == 90).all() and (padded[1:-1, 1:-1] == 0).all(axis=-1).mean() == 0.25
+    assert (whole[1:-1, 1:-1] == 255).all() and (whole[[0, -1]] == ImageColor.getrgb(GREY)).all()

@@ -158,7 +158,7 @@ def load_config(preset: str = "demo", **overrides) -> Config:
     """
     known = sorted(path.stem for path in PRESETS.glob("*.yaml"))
     if preset not in known:
-        raise UserError(f"Unknown preset {preset!r}{_nearest(preset, known) or '.'} There are {', '.join(known)}.")
+        raise UserError(f"Unknown preset {preset!r}{_nearest(preset, known)} There are {', '.join(known)}.")
     try:
         values = yaml.safe_load((PRESETS / f"{preset}.yaml").read_text())
     except yaml.YAMLError as error:
@@ -213,7 +213,7 @@ def _assigned(source: str) -> dict:
 
 def _known(name: str) -> None:
     if name not in Config.model_fields:
-        raise UserError(f"Unknown parameter {name!r}{_nearest(name, Config.model_fields) or '.'}")
+        raise UserError(f"Unknown parameter {name!r}{_nearest(name, Config.model_fields)}")
 
 
 def _validated(values: dict) -> Config:
@@ -232,7 +232,7 @@ def _validated(values: dict) -> Config:
 
 def _nearest(word: str, known) -> str:
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f", did you mean {close[0]!r}?" if close else ""
+    return f", did you mean {close[0]!r}?" if close else "."
 
 
 def as_text(value) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import orjson
+import pandas as pd
 from filelock import FileLock, Timeout
 
 TEXT_COLUMNS = ("run", "checkpoint", "class", "predicted_class", "type", "range", "file", "why")
@@ -83,10 +84,8 @@ def _refuse_non_finite(value, where: str) -> None:
         raise ValueError(f"{where} would be {value}")
 
 
-def read_table(path: Path):
+def read_table(path: Path) -> pd.DataFrame:
     """A CSV file of ours as a DataFrame; names stay text, also those that look like something else: 01, NA, 1e5."""
-    import pandas as pd
-
     numbers = [name for name in pd.read_csv(path, nrows=0) if name not in TEXT_COLUMNS]
     missing = dict.fromkeys(numbers, ["", "nan", "NaN", "NA"])
     return pd.read_csv(path, dtype=dict.fromkeys(TEXT_COLUMNS, str), keep_default_na=False, na_values=missing)
@@ -112,8 +111,7 @@ def portable(value):
     if isinstance(value, (list, tuple)):
         return [portable(item) for item in value]
     if isinstance(value, str) and value.startswith("/"):  # model, resume and checkpoint may be folders
-        short = portable(Path(value))
-        return value if short.startswith("/") else short
+        value = Path(value)
     if isinstance(value, Path):
         path = value.resolve() if value.is_absolute() else value
         if path.is_relative_to(ROOT):

@@ -9,7 +9,7 @@ from helpers.boxes import intersection, xywh_to_xyxy
 from helpers.error_analysis.tide import BOX
 from helpers.index import CocoIndex
 from helpers.pictures.draw import Box, jpeg, show, visible_boxes
-from helpers.pictures.grids import box_for, sheet, side_in, tile
+from helpers.pictures.grids import sheet, sides, tile
 
 
 def in_words(row: dict) -> str:
@@ -82,11 +82,10 @@ def crop_grid(index: CocoIndex, errors: pd.DataFrame) -> Figure:
 def photo_grid(index: CocoIndex, photos: pd.DataFrame, detections: list[dict]) -> Figure:
     """Whole photos with all their boxes; ``photos`` as from ``photo_table``, ``detections`` are the ones to draw."""
     positions = [position(index, image_id) for image_id in photos["image_id"]]
-    box = box_for([(index.widths[i], index.heights[i]) for i in positions], 470)
+    longest = sides([(index.widths[i], index.heights[i]) for i in positions], 470)
     tiles = []
-    for i, row in zip(positions, photos.itertuples(index=False)):
+    for i, side, row in zip(positions, longest, photos.itertuples(index=False)):
         text = f"photo {row.image_id}: F1 {row.f1:.2f}; {row.correct} of {row.objects} objects found, {row.false} false"
         text += f", {row.uncounted} in a crowd" if row.uncounted else ""
-        side = side_in(box, index.widths[i], index.heights[i])
         tiles.append(tile(show(index, i, visible_boxes(index, i, detections, 0.0), side), text, 470, 13))
     return sheet(tiles, 2, "Nothing to show: there is no such photo.")

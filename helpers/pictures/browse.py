@@ -3,10 +3,12 @@
 import html
 import threading
 
+import numpy as np
 import pandas as pd
 from ipywidgets import HTML, Button, Checkbox, Dropdown, FloatSlider, HBox, Image, IntSlider, Layout, VBox
 
 from helpers.index import CocoIndex
+from helpers.metrics import Detections
 from helpers.pictures.draw import jpeg, message, show, visible_boxes
 
 EVERYTHING, ALL_ERRORS, ALL_CLASSES = "all predictions", "all errors", "all classes"
@@ -26,9 +28,7 @@ class Browser(VBox):
     ):
         self.index, self.errors, self.order, self.count = index, errors, order, 0
         self._turn = threading.RLock()  # messages of JupyterLab may come in two threads (the kernel and its subshell)
-        self._detections: dict[int, list[dict]] = {}
-        for row in detections:
-            self._detections.setdefault(row["image_id"], []).append(row)
+        self.detections = Detections.of(detections)
         rules = [DATA_SET_ORDER] + [WORST_FIRST] * (order is not None) + [CONFIDENT_FIRST] * (errors is not None)
         types = [EVERYTHING] if errors is None else [EVERYTHING, ALL_ERRORS, *sorted({*errors["type"].astype(str)})]
         names = [(ALL_CLASSES, None), *((str(name), name) for name in index.classes)]
@@ -84,25 +84,20 @@ class Browser(VBox):
             by_score = (self.errors if errors is None else errors).sort_values("score", ascending=False, kind="stable")
             ids = [*by_score["image_id"], *ids]
         self.photos = [position[image_id] for image_id in dict.fromkeys(ids) if image_id in position]
-        if errors is not None:
-            keep = set(errors["image_id"])
+        if errors is not None or name is not None:
+            keep = self._with_class(name) if errors is None else set(errors["image_id"])
             self.photos = [i for i in self.photos if self.index.image_ids[i] in keep]
-        elif name is not None:
-            self.photos = [i for i in self.photos if self._has(i, name)]
         with self.slider.hold_trait_notifications():
             self.slider.max = max(1, len(self.photos))
             self.slider.value = 1
         self._show()
 
-    def _has(self, i: int, name: str) -> bool:
-        """Whether the class is annotated in photo ``i``, or predicted there above the threshold."""
-        k = self.index.classes.index(name)
-        return bool((self.index.labels[self.index.rows(i)] == k).any()) or any(
-            d["category_id"] == self.index.category_ids[k] and d["score"] >= self.threshold.value for d in self._of(i)
-        )
-
-    def _of(self, i: int) -> list[dict]:
-        return self._detections.get(int(self.index.image_ids[i]), [])
+    def _with_class(self, name: str) -> set[int]:
+        """Ids of the photos where the class is annotated, or predicted from the threshold on."""
+        k, found = self.index.classes.index(name), self.detections
+        annotated = np.repeat(self.index.image_ids, np.diff(self.index.starts))[self.index.labels == k]
+        predicted = (found.category_id == self.index.category_ids[k]) & (found.score >= self.threshold.value)
+        return {*annotated, *found.image_id[predicted]}
 
     def _show(self) -> None:
         if not self.photos:
@@ -111,7 +106,7 @@ class Browser(VBox):
             return
         i, name = self.photos[min(self.slider.value, len(self.photos)) - 1], self.of_class.value
         classes, errors = None if name is None else [name], self._shown_errors()
-        boxes = visible_boxes(self.index, i, self._of(i), self.threshold.value, self.truth.value, classes, errors)
+        boxes = visible_boxes(self.index, i, self.detections, self.threshold.value, self.truth.value, classes, errors)
         self.count, crowds = sum(box.predicted for box in boxes), sum(box.dotted for box in boxes)
         crowd = f" and {crowds} crowd region{'s' * (crowds > 1)}" if crowds else ""
         only = "" if name is None else f", only {html.escape(str(name))}"

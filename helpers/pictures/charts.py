@@ -8,9 +8,9 @@ from matplotlib.image import AxesImage
 from helpers.pictures.draw import one_line
 
 
-def plain(text: object, most: int = 80) -> str:
+def plain(text: object) -> str:
     """A name from a file as a label: one line, and what stands between dollar signs is not a formula."""
-    return one_line(str(text), most).replace("$", r"\$")
+    return one_line(str(text), 80).replace("$", r"\$")
 
 
 def panels(width: float, height: float, rows: int = 1, columns: int = 1, **how) -> tuple[Figure, Axes | np.ndarray]:

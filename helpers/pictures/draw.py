@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 from helpers.boxes import intersection, xywh_to_xyxy
 from helpers.dataset import read_image
 from helpers.index import CocoIndex
+from helpers.metrics import Detections
 from helpers.pictures.colours import PREDICTED, TRUTH
 
 CROWDED = 15  # labels
@@ -66,8 +67,9 @@ def visible_boxes(
     if errors is not None:
         return boxes + _false_predictions(errors[errors["image_id"] == index.image_ids[i]], threshold, wanted)
     name_of = {category: name for category, name in zip(index.category_ids, index.classes) if name in wanted}
-    rows = [d for d in detections if d["image_id"] == index.image_ids[i] and d["score"] >= threshold]
-    for row in sorted(rows, key=lambda row: row["score"]):
+    found = Detections.of(detections)
+    found = found.rows((found.image_id == index.image_ids[i]) & (found.score >= threshold))
+    for row in sorted(found, key=lambda row: row["score"]):
         if name := name_of.get(row["category_id"]):
             boxes.append(Box.of(row["bbox"], f"{name} {row['score']:.2f}", True))
     return boxes

@@ -2,11 +2,10 @@
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
 
 from helpers.index import CocoIndex
-from helpers.pictures.charts import note, panels
+from helpers.pictures.charts import note
 from helpers.pictures.colours import GREY
 from helpers.pictures.draw import Box, font_of, paint, show, visible_boxes
 
@@ -36,19 +35,15 @@ def _wrapped(line: str, font, width: int) -> list[str]:
     return lines
 
 
-def box_for(sizes: list[tuple[int, int]], width: int = SIDE) -> tuple[int, int]:
-    """Width and height of the box that a sheet has for each of its photos, of ``sizes`` (width, height).
+def sides(sizes: list[tuple[int, int]], width: int = SIDE) -> list[int]:
+    """The longest side of each photo of a sheet, of ``sizes`` (width, height), that just fits into one box for all.
 
-    4:3, as most photos are, or higher where all of them are (a square at most): so a portrait photo does not leave
-    its neighbours white.
+    It is 4:3, as most photos are, or higher where all of them are (a square at most): so a portrait photo does not
+    leave its neighbours white.
     """
     flattest = min((h / w for w, h in sizes), default=0.0)
-    return width, round(width * min(max(flattest, 0.75), 1.0))
-
-
-def side_in(box: tuple[int, int], width: int, height: int) -> int:
-    """The longest side of a photo of ``width`` x ``height`` that just fits into ``box``."""
-    return max(1, round(max(width, height) * min(box[0] / width, box[1] / height)))
+    height = round(width * min(max(flattest, 0.75), 1.0))
+    return [max(1, round(max(w, h) * min(width / w, height / h))) for w, h in sizes]
 
 
 def sheet(tiles: list[Image.Image], columns: int, nothing: str = "There is no photo to show.") -> Figure:
@@ -73,11 +68,10 @@ def sheet(tiles: list[Image.Image], columns: int, nothing: str = "There is no ph
 def sample_grid(index: CocoIndex, n: int = 8, seed: int = 0) -> Figure:
     """``n`` photos of a split, chosen by the seed, with their boxes; crowd regions have thin ones."""
     chosen = np.random.default_rng(seed).permutation(len(index))[:n]
-    box = box_for([(index.widths[i], index.heights[i]) for i in chosen])
     tiles = []
-    for i in chosen:
+    for i, side in zip(chosen, sides([(index.widths[i], index.heights[i]) for i in chosen])):
         boxes = visible_boxes(index, i, [], 1.0)
-        photo = show(index, i, boxes, side_in(box, index.widths[i], index.heights[i]), font_size=LETTERS)
+        photo = show(index, i, boxes, side, font_size=LETTERS)
         text = "" if boxes else ": no objects of our classes"
         tiles.append(tile(photo, f"image {index.image_ids[i]}{text}", SIDE))
     return sheet(tiles, columns=4)
@@ -86,23 +80,20 @@ def sample_grid(index: CocoIndex, n: int = 8, seed: int = 0) -> Figure:
 def before_after(pictures: list[tuple[np.ndarray, np.ndarray, list[str]]], titles: list[str]) -> Figure:
     """Pictures side by side, or versions of one: (image, boxes_xyxy, class names) each."""
     photos, tiles = [Image.fromarray(image) for image, _, _ in pictures], []
-    box = box_for([photo.size for photo in photos])
-    for photo, (_, boxes, names), title in zip(photos, pictures, titles):
+    longest = sides([photo.size for photo in photos])
+    for photo, side, (_, boxes, names), title in zip(photos, longest, pictures, titles):
         boxes = [Box(tuple(xyxy), name) for xyxy, name in zip(boxes.tolist(), names)]
-        photo = paint(photo, boxes, side_in(box, *photo.size), font_size=LETTERS)
+        photo = paint(photo, boxes, side, font_size=LETTERS)
         tiles.append(tile(photo, title, SIDE))
     return sheet(tiles, columns=4)
 
 
 def padding_mask(images: np.ndarray, masks: np.ndarray) -> Figure:
     """Photos of a batch as the model gets them, and beside each its mask: white is photo, black is padding."""
-    n = min(3, len(images))
-    figure, axes = panels(2.2 * 2 * n, 2.2, 1, 2 * n)
-    for photo, mask, left, right in zip(images, masks, axes[::2], axes[1::2]):
-        left.imshow(photo)
-        right.imshow(mask, cmap="gray", vmin=0, vmax=1)
-        right.add_patch(Rectangle((0, 0), 1, 1, transform=right.transAxes, fill=False, color=GREY))  # white on white
-        for axis, title in ((left, "pixel_values"), (right, "pixel_mask")):
-            axis.set_title(title, fontsize=9)
-            axis.axis("off")
-    return figure
+    tiles = []
+    for picture, mask in zip(images, masks):
+        for part, title in ((picture, "pixel_values"), (mask > 0, "pixel_mask")):
+            photo = Image.fromarray(part).convert("RGB")
+            photo.thumbnail((SIDE - 2, SIDE - 2))
+            tiles.append(tile(ImageOps.expand(photo, 1, GREY), title, SIDE))  # an edge: the mask is white on white
+    return sheet(tiles, columns=4)

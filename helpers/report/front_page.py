@@ -1,8 +1,4 @@
-"""The report: ``index.html`` and a page per notebook in ``artifacts/report/``, readable from a disk without a network.
-
-``python -m helpers.report --preset demo [NAME=VALUE ...]`` builds it from what the notebooks left. What is missing is
-replaced by a sentence that says which notebook makes it.
-"""
+"""The first page; what is missing is replaced by a sentence that says which notebook makes it."""
 
 import base64
 import hashlib
@@ -221,6 +217,6 @@ def _flat(values: dict, prefix: str = "") -> list[tuple[str, str]]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command ``python -m helpers.report``."""
+    """The command ``python -m helpers.report --preset demo [NAME=VALUE ...]``."""
     print(build_report(cli.config_of("helpers.report", "Build the report from what the notebooks left.", argv)))
     return 0

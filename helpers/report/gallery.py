@@ -10,7 +10,7 @@ from helpers.dataset import read_image
 from helpers.files import UserError, read_table, require
 from helpers.grading.readers import neighbour, read_json
 from helpers.index import CocoIndex, open_split
-from helpers.metrics import load_detections
+from helpers.metrics import Detections, load_detections
 from helpers.pictures.embed import jpeg
 
 PHOTOS = 24
@@ -23,13 +23,13 @@ def gallery(cfg: Config, side: int = 640) -> dict:
 
     A photo has its ``picture`` (a JPEG data URI, at most ``side`` pixels), ``width`` and ``height`` of the original,
     ``truth`` rows ``[x, y, w, h, class index, crowd]`` and ``predicted`` rows ``[x, y, w, h, class index, score]``,
-    most certain first. Raises UserError when 01 or 04 has not run, ValueError when what they wrote cannot be read.
+    most certain first. Raises UserError when 01 or 04 has not run, KeyError, TypeError or ValueError for a record that
+    is no detection.
     """
-    detections = load_detections(require(cfg.run_dir / "detections_val2017.json", "04_evaluate"))
+    found = Detections.of(load_detections(require(cfg.run_dir / "detections_val2017.json", "04_evaluate")))
     index = open_split(cfg, "val2017")
-    predicted = _by_photo(detections, index)
     chosen, rule = _choose(index, cfg.output_dir / "error_analysis" / "photos.csv")
-    photos = [_photo(index, i, why, predicted.get(int(index.image_ids[i]), []), side) for i, why in chosen.items()]
+    photos = [_photo(index, i, why, found, side) for i, why in chosen.items()]
     photos = [photo for photo in photos if photo]
     if not photos:
         raise UserError("No photo of the validation split can be read: see notebook 02_sanity.")
@@ -54,21 +54,16 @@ def _choose(index: CocoIndex, photos_file: Path) -> tuple[dict[int, str], str]:
     return chosen, f"the {worst} worst photos of the error analysis, then {rest}" if worst else rest
 
 
-def _by_photo(detections: list[dict], index: CocoIndex) -> dict[int, list[list]]:
-    class_index = {category: k for k, category in enumerate(index.category_ids)}
-    rows: dict[int, list[list]] = {}
-    try:
-        for detection in detections:
-            label, score = class_index.get(detection["category_id"]), round(float(detection["score"]), 4)
-            if detection["score"] >= FLOOR and label is not None:
-                box = [round(float(value), 1) for value in detection["bbox"]]
-                rows.setdefault(int(detection["image_id"]), []).append([*box, label, score])
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"detections_val2017.json holds a record that is no detection ({error!r})") from None
-    return {image_id: sorted(found, key=lambda row: -row[5])[:MOST] for image_id, found in rows.items()}
+def _predicted(index: CocoIndex, i: int, found: Detections) -> list[list]:
+    rows = []
+    for row in found.rows((found.image_id == index.image_ids[i]) & (found.score >= FLOOR)):
+        if row["category_id"] in index.category_ids:
+            box = [round(value, 1) for value in row["bbox"]]
+            rows.append([*box, index.category_ids.index(row["category_id"]), round(row["score"], 4)])
+    return sorted(rows, key=lambda row: -row[5])[:MOST]
 
 
-def _photo(index: CocoIndex, i: int, why: str, predicted: list[list], side: int) -> dict | None:
+def _photo(index: CocoIndex, i: int, why: str, found: Detections, side: int) -> dict | None:
     height, width = int(index.heights[i]), int(index.widths[i])
     try:
         image = Image.fromarray(read_image(index.path(i), height, width))
@@ -78,4 +73,4 @@ def _photo(index: CocoIndex, i: int, why: str, predicted: list[list], side: int)
     kinds = np.stack([index.labels[rows], index.iscrowd[rows]], axis=1)
     truth = [[*bbox, *kind] for bbox, kind in zip(index.bbox[rows].round(1).tolist(), kinds.tolist())]
     about = {"name": str(index.file_names[i]), "why": why, "width": width, "height": height}
-    return {**about, "picture": jpeg(image, side), "truth": truth, "predicted": predicted}
+    return {**about, "picture": jpeg(image, side), "truth": truth, "predicted": _predicted(index, i, found)}

@@ -24,6 +24,7 @@ LONG_TABLE = 30  # rows
 WIDGET = "application/vnd.jupyter.widget-view+json"
 CONTROL = "(a live control: it needs a running kernel; the report's index.html can be browsed without one)"
 WIDGET_STATE = "application/vnd.jupyter.widget-state+json"
+TEXTS = ("HTMLModel", "LabelModel", "HTMLMathModel")  # widgets
 TAGS = (
     "a abbr b blockquote br caption code col colgroup dd del details div dl dt em h1 h2 h3 h4 h5 h6 hr i img kbd li "
     "ol p pre progress q s samp small span strong sub summary sup table tbody td tfoot th thead tr u ul var"
@@ -108,7 +109,7 @@ def _still(notebook: nbformat.NotebookNode, side: int) -> nbformat.NotebookNode:
         for output in cell.get("outputs", []):
             data = output.get("data", {})
             if WIDGET in data:
-                text = _widget_text(widgets, data[WIDGET].get("model_id"))
+                text = _widget_text(widgets, data[WIDGET].get("model_id", ""))
                 output["data"] = data = {"text/plain": text or CONTROL}
             data.pop("application/javascript", None)
             for holder, key in [(output, "text"), *((data, kind) for kind in list(data) if kind.startswith("text/"))]:
@@ -132,15 +133,11 @@ def _shrink(output, kind: str, side: int) -> None:
     output["data"][new_kind] = content
 
 
-def _widget_text(state: dict, model_id: str | None, depth: int = 0) -> str:
+def _widget_text(state: dict, model_id: str) -> str:
     """What a progress bar or a label last showed; empty for a control."""
-    model = state.get(model_id, {})
-    value = model.get("state", {})
-    if model.get("model_name") in ("HTMLModel", "LabelModel", "HTMLMathModel"):
-        return BeautifulSoup(str(value.get("value", "")), "html.parser").get_text().strip()
-    if model.get("model_name") in ("HBoxModel", "VBoxModel", "BoxModel") and depth < 4:
-        children = [str(child).removeprefix("IPY_MODEL_") for child in value.get("children", [])]
-        kinds = {state.get(child, {}).get("model_name") for child in children}
-        if kinds <= {"HTMLModel", "LabelModel", "HTMLMathModel", "FloatProgressModel", "IntProgressModel"}:
-            return " ".join(filter(None, (_widget_text(state, child, depth + 1) for child in children)))
-    return ""
+    children = state.get(model_id, {}).get("state", {}).get("children", [])
+    models = [state.get(child.removeprefix("IPY_MODEL_"), {}) for child in children or [model_id]]
+    if not {model.get("model_name") for model in models} <= {*TEXTS, "FloatProgressModel", "IntProgressModel"}:
+        return ""
+    values = [model["state"].get("value", "") for model in models if model["model_name"] in TEXTS]
+    return " ".join(BeautifulSoup(" ".join(values), "html.parser").get_text().split())

@@ -1,6 +1,7 @@
 """One notebook, executed without a browser, by this very Python and with an error that a reader understands."""
 
 import contextlib
+import io
 import logging
 import os
 import re
@@ -18,11 +19,8 @@ from tqdm import tqdm
 
 from helpers.files import ROOT, without_folders, write_atomic
 
-START_SECONDS = 180  # a busy machine, a cold disk
 KERNEL_ENVIRONMENT = {
-    "NO_ALBUMENTATIONS_UPDATE": "1",  # it would ask the network for its newest version at import
     "HF_HUB_DISABLE_TELEMETRY": "1",
-    "TOKENIZERS_PARALLELISM": "false",  # its threads and the data loader's forks do not mix
     "PYDEVD_DISABLE_FILE_VALIDATION": "1",  # a warning of the debugger in every executed notebook
     "KINETO_LOG_LEVEL": "99",  # the profiler's C++ chatter goes past Python to the terminal
     "PYTHONWARNINGS": "ignore::FutureWarning,ignore::DeprecationWarning",
@@ -40,9 +38,7 @@ def execute(path: Path, copy: Path, parameters: dict, cell_minutes: float | None
     cells = len(nbformat.read(path, as_version=4).cells)
     form = "{desc}: cell {n_fmt}/{total_fmt} |{bar:20}| {elapsed}{postfix}"
     bar = tqdm(total=cells, desc=path.stem, leave=False, disable=None, bar_format=form)
-    quiet = logging.getLogger("papermill")
-    level = quiet.level
-    quiet.setLevel(logging.CRITICAL)  # what it reports is in our message
+    logging.getLogger("papermill").setLevel(logging.CRITICAL)  # what it reports is in our message
     failure = reason = None
     try:
         with _signals_to(kernels):
@@ -59,7 +55,7 @@ def execute(path: Path, copy: Path, parameters: dict, cell_minutes: float | None
                 stderr_file=_LastLine(bar),
                 on_cell_start=lambda cell, cell_index: bar.set_postfix_str("") or bar.update(cell_index - bar.n),
                 execution_timeout=round(cell_minutes * 60) or 1 if cell_minutes else None,
-                start_timeout=START_SECONDS,
+                start_timeout=180,  # a busy machine, a cold disk
                 shutdown_kernel="immediate" if cell_minutes else "graceful",
             )
     except PapermillExecutionError as error:
@@ -74,7 +70,6 @@ def execute(path: Path, copy: Path, parameters: dict, cell_minutes: float | None
         reason = f"the kernel did not start ({str(error).splitlines()[0]})"
     finally:
         bar.close()
-        quiet.setLevel(level)
     cell = _finish_copy(running, copy, reason) if running.exists() else None
     return f"{path.stem} failed{f' in cell [{cell}]' if cell else ''}: {reason}." if reason else failure
 
@@ -114,7 +109,7 @@ def _signals_to(kernels: list) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-class _LastLine:
+class _LastLine(io.TextIOBase):
     """A file for papermill: shows the last line written to it (a kernel's progress bar) behind the bar of the cells."""
 
     def __init__(self, bar: tqdm) -> None:
@@ -124,9 +119,6 @@ class _LastLine:
         lines = [line.strip() for line in re.split(r"[\r\n]", text) if line.strip()]
         if lines and not self.bar.disable:
             self.bar.set_postfix_str(re.sub(r"\|[^|\w]*\|", "", lines[-1])[:70])  # one bar of blocks is enough
-
-    def flush(self) -> None:
-        pass
 
 
 def _finish_copy(running: Path, copy: Path, reason: str | None) -> int | None:

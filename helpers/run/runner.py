@@ -1,8 +1,4 @@
-"""All notebooks in order, without a browser: ``python -m helpers.run --preset demo [NAME=VALUE ...]``.
-
-papermill executes them with this very Python. What it was given is checked before anything runs; a notebook that fails
-keeps its executed copy with the error in place, and the later ones are not run.
-"""
+"""All notebooks in order, without a browser: ``python -m helpers.run --preset demo [NAME=VALUE ...]``."""
 
 import datetime
 import functools
@@ -28,8 +24,7 @@ def main(argv: Sequence[str] | None = None, sources: Path = ROOT / "notebooks") 
     some = parser.add_mutually_exclusive_group()
     some.add_argument("--only", metavar="03,04", help="these notebooks alone")
     some.add_argument("--from", dest="start", metavar="03", help="this notebook and the later ones")
-    longer = "stop when a cell runs for longer (else: never)"
-    parser.add_argument("--cell-minutes", type=float, metavar="M", help=longer)
+    parser.add_argument("--cell-minutes", type=float, metavar="M", help="stop when a cell runs longer (else: never)")
     arguments = parser.parse_intermixed_args(argv)
     cfg, parameters = cli.configure(arguments.preset, arguments.overrides)
     paths = select(sources, arguments.only, arguments.start)

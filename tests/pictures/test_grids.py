@@ -12,9 +12,9 @@ from PIL import Image, ImageColor
 
 from helpers.download.coco import read_index
 from helpers.files import ROOT
-from helpers.pictures.colours import PREDICTED, TRUTH
+from helpers.pictures.colours import GREY, PREDICTED, TRUTH
 from helpers.pictures.draw import Box, font_of, paint
-from helpers.pictures.grids import _wrapped, before_after, box_for, sample_grid, sheet, tile
+from helpers.pictures.grids import _wrapped, before_after, padding_mask, sample_grid, sheet, sides, tile
 
 RED, GREEN = ImageColor.getrgb(PREDICTED), ImageColor.getrgb(TRUTH)
 # Machado, Oliveira and Fernandes, "A Physiologically-based Model for Simulation of Color Vision Deficiency", 2009
@@ -79,7 +79,7 @@ def test_portrait_and_landscape_side_by_side():
     widths = [(grey[:, k * 306 : (k + 1) * 306].sum(axis=0) > 20).sum() for k in range(4)]
     assert np.allclose(widths, [150, 300, 225, 300], atol=3) and drawn.shape[1] == 4 * 306
     assert drawn.shape[0] < 2 * (225 + 90), "a portrait photo leaves its neighbours white"
-    assert box_for([(400, 400), (512, 512)]) == (300, 300) and box_for([(300, 400), (640, 480)]) == (300, 225)
+    assert sides([(400, 400), (512, 512)]) == [300, 300] and sides([(300, 400), (640, 480)]) == [225, 300]
 
 
 def test_captions_fill_their_tile():
@@ -106,3 +106,14 @@ def test_a_photo_without_objects_says_so(tmp_path):
 def test_a_sheet_of_nothing_says_so():
     assert sheet([], 4, "No photo.").texts[0].get_text() == "No photo."
     assert tile(Image.new("RGB", (10, 10)), "two\nlines of <text>\x00", 200).width == 200
+
+
+def test_masks_stand_beside_their_photos():
+    """The mask of a photo without padding is white on white: without an edge it cannot be seen."""
+    images, masks = np.full((2, 60, 80, 3), 90, np.uint8), np.ones((2, 60, 80), np.int64)
+    masks[0, :, 60:] = 0
+    with patch("helpers.pictures.grids.sheet") as drawn:
+        padding_mask(images, masks)
+    photo, padded, _, whole = (np.asarray(each)[-62:, 109:191] for each in drawn.call_args.args[0])
+    assert (photo[1:-1, 1:-1] == 90).all() and (padded[1:-1, 1:-1] == 0).all(axis=-1).mean() == 0.25
+    assert (whole[1:-1, 1:-1] == 255).all() and (whole[[0, -1]] == ImageColor.getrgb(GREY)).all()

@@ -4,8 +4,6 @@ How to resize, normalise and pad is read from that processor once (:func:`read_p
 are on the device; :func:`to_device` normalises there.
 """
 
-from __future__ import annotations
-
 import functools
 import math
 from dataclasses import dataclass

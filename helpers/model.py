@@ -1,7 +1,5 @@
 """The detector: a checkpoint's weights with a class head for our classes, its processor, its parameter groups."""
 
-from __future__ import annotations
-
 import contextlib
 import copy
 import re

@@ -5,8 +5,6 @@ Of a batch of eight photos, the library's criterion waits 159 times for the devi
 one wait for the device; the pairs go back in another, which nothing waits for.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import numpy as np

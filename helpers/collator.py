@@ -133,9 +133,8 @@ def read_processor(processor) -> Preprocess:
     if not image_size or (size.get("max_width") or size.get("width")) != image_size or not processor.do_resize:
         raise UserError(f"The checkpoint's image processor resizes to {dict(size)}, which this project does not know.")
     scale = float(processor.rescale_factor) if processor.do_rescale else 1.0
-    normalise = bool(processor.do_normalize)
-    mean = tuple(map(float, processor.image_mean)) if normalise else (0.0,) * 3
-    std = tuple(map(float, processor.image_std)) if normalise else (1.0,) * 3
+    mean = tuple(map(float, processor.image_mean)) if processor.do_normalize else (0.0,) * 3
+    std = tuple(map(float, processor.image_std)) if processor.do_normalize else (1.0,) * 3
     interpolation = {2: InterpolationMode.BILINEAR, 3: InterpolationMode.BICUBIC}[int(processor.resample)]
     multiple = 64 if keep_aspect and torch.cuda.is_available() else 1
     antialias = _antialias(processor, interpolation)

@@ -13,8 +13,8 @@ from torch import nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from helpers.families.patches import loss_in_fp32
 from helpers.model import backbone_of
-from helpers.patches import loss_in_fp32
 from helpers.train.losses import batched_loss_for
 
 

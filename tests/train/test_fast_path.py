@@ -12,7 +12,8 @@ from tiny import FAMILIES, detr, dfine, perturbed
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from helpers.config import load_config
-from helpers.model import load_detector, train_mode
+from helpers.families.loading import load_detector
+from helpers.model import train_mode
 from helpers.train.fast_path import take_fast_path, without_waits
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -11,8 +11,9 @@ import transformers
 from tiny import SOURCE_CLASSES, detr, dfine, perturbed
 
 from helpers.config import load_config
-from helpers.model import Detector, load_detector, train_mode
-from helpers.patches import HEADS, decoder_norm_aside, heads_in_fp32, mend
+from helpers.families.loading import load_detector
+from helpers.families.patches import HEADS, decoder_norm_aside, heads_in_fp32, mend
+from helpers.model import Detector, train_mode
 
 CLASSES = ("person", "car", "cup")
 SIZES = {"d_model": 64, "encoder_layers": 1, "decoder_layers": 3, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64}

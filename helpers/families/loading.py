@@ -29,8 +29,7 @@ def load_detector(
     when the checkpoint cannot be had, or when weights outside of the class head are missing or do not fit.
     """
     class_head, where = class_head or cfg.class_head, locate(str(source or cfg.model))
-    transformers.logging.set_verbosity_error()  # what matters of its load reports is in ``Detector.report``
-    transformers.logging.disable_progress_bar()
+    quiet()
     processor = load_processor(where, cfg.image_size)
     with _said_plainly(str(source or cfg.model)):
         theirs = AutoConfig.from_pretrained(where, trust_remote_code=False)
@@ -108,3 +107,9 @@ def _said_plainly(name: str):
                 "network."
             ) from None
         raise UserError(f"{name} cannot be loaded as an object detector: {text}") from None
+
+
+def quiet() -> None:
+    """No load reports and progress bars of transformers: what matters of them is in ``Detector.report``."""
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()

@@ -26,9 +26,10 @@ from torch.utils.data import DataLoader
 from transformers import DetrImageProcessor
 
 from helpers.augment import Augment
-from helpers.collator import Preprocess, read_processor
+from helpers.collator import Preprocess
 from helpers.dataset import CocoDetection, epoch_batches, read_image, sample_seed
 from helpers.download.coco import read_index
+from helpers.families.processors import read_processor
 from helpers.scenes.scenes import SCENE_CLASSES, write_scenes
 
 BATCH, SIZE = 8, 512

@@ -21,7 +21,7 @@ from machine import header, in_own_process
 from helpers.config import Config, load_config
 from helpers.download.prepare import prepare
 from helpers.engine import train_loader, train_step
-from helpers.model import quiet
+from helpers.families.loading import quiet
 from helpers.train.training import build
 
 BURN_IN = 6  # steps: the batches that the workers had ready by then are used up

@@ -21,10 +21,10 @@ from helpers.error_analysis.analysis import analyse, with_rivals
 from helpers.error_analysis.crops import error_crop, in_words
 from helpers.error_analysis.tide import TYPES
 from helpers.evaluate.checkpoint import evaluate_checkpoint
+from helpers.families.loading import quiet
 from helpers.files import save_figure
 from helpers.index import CocoIndex, open_split
 from helpers.metrics import ground_truth
-from helpers.model import quiet
 from helpers.pictures.grids import sheet, tile
 
 SENTENCES = ("at_threshold", "by_type", "scores", "by_trait", "outcomes", "small_objects", "pairs", "confident")

@@ -20,7 +20,7 @@ from machine import header
 
 from helpers.config import Config, load_config
 from helpers.download.prepare import prepare
-from helpers.model import quiet
+from helpers.families.loading import quiet
 from helpers.train import training
 
 

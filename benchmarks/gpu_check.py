@@ -30,8 +30,8 @@ from machine import header  # noqa: E402
 
 from helpers.cli import command  # noqa: E402
 from helpers.devices import resolve_precision  # noqa: E402
+from helpers.families.loading import quiet  # noqa: E402
 from helpers.files import ROOT, portable, write_json  # noqa: E402
-from helpers.model import quiet  # noqa: E402
 from helpers.train.run_folder import environment  # noqa: E402
 
 CHECKS = (*gpu_right.CHECKS, *gpu_speed.CHECKS)

@@ -18,10 +18,10 @@ from helpers.config import load_config
 from helpers.devices import autocast, set_up
 from helpers.download.prepare import prepare
 from helpers.engine import SKIPPED_IN_A_ROW, NotFinite, Run, eval_loader, predict, train_epoch, train_step
+from helpers.families.loading import load_detector
 from helpers.files import ROOT, UserError
 from helpers.index import open_split
 from helpers.metrics import coco_metrics, ground_truth
-from helpers.model import load_detector
 from helpers.train.fast_path import take_fast_path
 from helpers.train.faults import explained
 from helpers.train.training import build, train

@@ -21,9 +21,10 @@ from matplotlib.ticker import LogLocator
 from transformers import AutoModelForObjectDetection, DetrConfig, DetrForObjectDetection
 
 from helpers.cli import command
+from helpers.families.loading import quiet
 from helpers.files import ROOT
 from helpers.metrics import coco_metrics
-from helpers.model import freeze, quiet, train_mode
+from helpers.model import freeze, train_mode
 from helpers.pictures.colours import BLUE, ORANGE
 from helpers.train.fast_path import fold_norms
 

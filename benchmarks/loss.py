@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import DetrConfig
 from transformers.loss.loss_for_object_detection import ForObjectDetectionLoss
 
-from helpers.model import quiet
+from helpers.families.loading import quiet
 from helpers.train.losses import batched_loss
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))

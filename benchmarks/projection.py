@@ -21,9 +21,9 @@ from transformers import DetrImageProcessor
 
 from helpers.augment import augmentation
 from helpers.cli import command
-from helpers.collator import read_processor
 from helpers.dataset import CocoDetection
 from helpers.download.coco import read_index
+from helpers.families.processors import read_processor
 from helpers.scenes.scenes import SCENE_CLASSES, write_scenes
 
 PHOTOS, JPEG_BYTES = 118_287, 19.3e9  # train2017

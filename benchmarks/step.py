@@ -24,7 +24,7 @@ from helpers.config import load_config
 from helpers.devices import resolve_precision
 from helpers.download.prepare import prepare
 from helpers.engine import train_loader, train_step
-from helpers.model import quiet
+from helpers.families.loading import quiet
 from helpers.train.training import build
 
 SIZE, BATCH, BURN_IN = 512, 2, 2

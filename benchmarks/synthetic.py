@@ -18,9 +18,9 @@ from machine import header
 from transformers import DetrImageProcessor
 
 from helpers.augment import Augment
-from helpers.collator import read_processor
 from helpers.dataset import CocoDetection, epoch_batches
 from helpers.download.coco import read_index
+from helpers.families.processors import read_processor
 from helpers.synthetic_data.copy_paste import CopyPaste
 from helpers.synthetic_data.objects import Segmentations, cut_pool
 

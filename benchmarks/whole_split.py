@@ -19,9 +19,9 @@ from helpers.devices import autocast, pick_device
 from helpers.download.coco import read_index
 from helpers.engine import eval_loader, predict
 from helpers.evaluate.checkpoint import load_checkpoint
+from helpers.families.loading import quiet
 from helpers.index import CocoIndex, open_split
 from helpers.metrics import coco_metrics, ground_truth
-from helpers.model import quiet
 
 
 def main(argv=None) -> int:

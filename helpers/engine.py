@@ -5,8 +5,6 @@ An epoch: shuffled batches -> forward -> loss -> backward -> clip -> AdamW -> av
 around it, in ``helpers/train``.
 """
 
-from __future__ import annotations
-
 import contextlib
 import math
 from collections.abc import Callable, Iterable, Sequence

@@ -8,7 +8,7 @@ import torch
 from transformers import DetrImageProcessor, RTDetrImageProcessor
 
 from helpers.boxes import xyxy_to_xywh
-from helpers.collator import read_processor
+from helpers.families.processors import read_processor
 from helpers.files import UserError
 
 PROCESSORS = {

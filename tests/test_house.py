@@ -15,7 +15,7 @@ from helpers.files import ROOT
 # Who stands on whom: a room imports what stands before its own line, and itself.
 FLOORS = (
     {"core"},
-    {"pictures", "scenes"},
+    {"pictures", "scenes", "families"},
     {"download"},
     {"sanity"},
     {"train"},
@@ -29,7 +29,7 @@ FLOORS = (
 )
 FIFTYONE = {"download/zoo.py", "error_analysis/fiftyone_export.py"}
 MODULE_LINES, FUNCTION_LINES = 300, 50
-CORE_LINES, ALL_LINES = 2_100, 11_710
+CORE_LINES, ALL_LINES = 1_800, 11_710
 
 
 def read(folder: Path) -> dict[str, ast.Module]:

@@ -8,9 +8,10 @@ import transformers
 from tiny import FAMILIES, SOURCE_CLASSES
 
 from helpers.config import load_config
+from helpers.families.loading import load_detector
+from helpers.families.patches import loss_in_fp32
 from helpers.files import UserError
-from helpers.model import backbone_parameters, freeze, load_detector, loss_parts, parameter_groups, stage_of, train_mode
-from helpers.patches import loss_in_fp32
+from helpers.model import backbone_parameters, freeze, loss_parts, parameter_groups, stage_of, train_mode
 from helpers.train.fast_path import fold_norms
 
 CLASSES = ("car", "person", "dining table")

@@ -22,9 +22,9 @@ from papermill.translators import translate_parameters
 from helpers import cli
 from helpers.config import load_config
 from helpers.evaluate.checkpoint import evaluate_checkpoint
+from helpers.families.loading import load_detector
 from helpers.files import ROOT, UserError
 from helpers.index import open_split
-from helpers.model import load_detector
 from helpers.train.training import train
 
 FORBIDDEN = {"pickle", "cPickle", "dill", "joblib", "shelve", "marshal", "cloudpickle"}

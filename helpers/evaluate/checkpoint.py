@@ -8,10 +8,11 @@ import pandas as pd
 from helpers.config import Config
 from helpers.devices import autocast, pick_device
 from helpers.engine import eval_loader, predict
+from helpers.families.loading import load_detector
 from helpers.files import read_table, require, write_atomic
 from helpers.index import CocoIndex
 from helpers.metrics import Detections, coco_metrics, ground_truth, save_detections
-from helpers.model import Detector, knows, load_detector
+from helpers.model import Detector, knows
 from helpers.train.fast_path import take_fast_path
 
 

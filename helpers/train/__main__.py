@@ -3,8 +3,6 @@
 torchrun --nproc-per-node 4 -m helpers.train --preset coco_top10 [NAME=VALUE ...]
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Sequence
 

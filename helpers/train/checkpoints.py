@@ -1,7 +1,6 @@
 """Checkpoint folders: a standard Hugging Face model, and the trainer's state beside it, in safetensors and JSON only.
 
 A folder is written under a temporary name and renamed when it is whole. ``checksums.json`` tells a damaged one.
-A folder that replaces another one takes two renames; :func:`recover` mends what a kill between them left.
 """
 
 import os
@@ -97,22 +96,17 @@ def save_state(folder: Path, model, optimizer, scaler, progress: dict, states: l
     ``states``: the :func:`random_state` of each process, this one's unless given.
     """
     tensors = {f"model.{name}": tensor for name, tensor in _weights(model).items()}
-    numbers, generators = {}, {}
+    generators = {}
     for number, (of_torch, others) in enumerate(states or [random_state()]):
         tensors |= {f"rng.{name}{_mark(number)}": value for name, value in of_torch.items()}
         generators |= {f"rng_{name}{_mark(number)}": value for name, value in others.items()}
     state = optimizer.state_dict()
-    for index, values in state["state"].items():
-        for name, value in values.items():
-            if torch.is_tensor(value):
-                tensors[f"optimizer.{index}.{name}"] = value
-            else:
-                numbers[f"{index}.{name}"] = value
+    for index, values in state["state"].items():  # AdamW's are all tensors
+        tensors |= {f"optimizer.{index}.{name}": value for name, value in values.items()}
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     save_file(tensors, folder / "trainer_state.safetensors")
     about = {
         **progress,
-        "optimizer_numbers": numbers,
         **generators,
         "groups": [{k: v for k, v in group.items() if k != "params"} for group in state["param_groups"]],
         "scaler": scaler.state_dict() if scaler is not None else None,
@@ -129,16 +123,16 @@ def load_state(folder: Path, model, optimizer, scaler) -> dict:
             tensor.copy_(tensors[f"model.{name}"])
     state = optimizer.state_dict()
     state["state"] = {}
-    moments = {name.removeprefix("optimizer."): t for name, t in tensors.items() if name.startswith("optimizer.")}
-    for name, value in (moments | saved["optimizer_numbers"]).items():
-        index, key = name.split(".", 1)
-        state["state"].setdefault(int(index), {})[key] = value
+    for name, tensor in tensors.items():
+        if name.startswith("optimizer."):
+            _, index, key = name.split(".")
+            state["state"].setdefault(int(index), {})[key] = tensor
     for group, values in zip(state["param_groups"], saved["groups"], strict=True):
         group.update({k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
     optimizer.load_state_dict(state)
-    for values, parameter in ((optimizer.state[p], p) for group in optimizer.param_groups for p in group["params"]):
+    for parameter, values in optimizer.state.items():
         # a fused step wants the moments laid out as the weights are, which on a GPU are channels-last
-        moments = {name: value for name, value in values.items() if getattr(value, "shape", None) == parameter.shape}
+        moments = {name: value for name, value in values.items() if value.shape == parameter.shape}
         values |= {name: torch.empty_like(parameter, dtype=t.dtype).copy_(t) for name, t in moments.items()}
     if scaler is not None and saved["scaler"]:
         scaler.load_state_dict(saved["scaler"])

@@ -4,8 +4,6 @@ Parameters, their names and the saved folders stay what they were; outputs and g
 (tests/train/test_fast_path.py compares them with the untouched model's).
 """
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import types
@@ -13,19 +11,17 @@ import types
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
+from helpers.families.patches import loss_in_fp32
 from helpers.model import backbone_of
-from helpers.patches import loss_in_fp32
 from helpers.train.losses import batched_loss_for
 
 
 def take_fast_path(model: nn.Module) -> None:
-    """Fold the backbone's norms, lay feature maps out channels-last, and compute DETR's loss in batches.
-
-    After ``freeze`` of ``helpers.model``, and on the device that computes; the backbone's norms must stay in evaluation
-    mode.
-    """
+    """All of this module's changes, and DETR's loss in batches; after ``load_detector`` and on its final device."""
     keep_freed_memory()
+    without_waits(model)
     fold_norms(model)
     channels_last(model, weights=next(model.parameters()).is_cuda)
     if loss := batched_loss_for(model):
@@ -33,10 +29,8 @@ def take_fast_path(model: nn.Module) -> None:
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep what is freed: a feature map of 32 MB and more else costs a page fault per 4 KB, each time it is
-    made.
-
-    Elsewhere (musl, macOS, Windows) nothing is changed.
+    """Let glibc, where it is the C library, keep what is freed: a feature map of 32 MB and more else costs a page fault
+    per 4 KB, each time it is made.
     """
     mmap_threshold, trim_threshold = -3, -1  # glibc's malloc.h
     with contextlib.suppress(OSError, AttributeError):
@@ -116,3 +110,26 @@ def _folded(self: nn.Conv2d, x: torch.Tensor) -> torch.Tensor:
 
 def _only_activation(self: nn.Module, x: torch.Tensor) -> torch.Tensor:
     return self.act(x) if hasattr(self, "act") else x  # timm's BatchNormAct2d holds the activation
+
+
+def without_waits(model: nn.Module) -> None:
+    """Encoder layers do not ask the device whether their output is finite, in each layer of each step.
+
+    They would clamp what is not, which cannot be in the fp32 that a norm's output has under autocast; and a loss or a
+    gradient that is not finite is found anyway.
+    """
+    for module in model.modules():
+        if type(module).__name__.endswith("EncoderLayer"):
+            module.forward = types.MethodType(_forward_without_asking, module)
+
+
+def _forward_without_asking(self: nn.Module, *args, **kwargs):
+    with _NothingIsAsked():
+        return type(self).forward(self, *args, **kwargs)
+
+
+class _NothingIsAsked(TorchFunctionMode):
+    def __torch_function__(self, function, types_, args=(), kwargs=None):
+        if function is torch.isfinite:
+            return types.SimpleNamespace(all=lambda: True)  # the answer, without a look
+        return function(*args, **(kwargs or {}))

@@ -68,7 +68,8 @@ def _sentence(cfg: Config, error: Exception) -> str | None:
         )
     if "does not have a deterministic implementation" in text:
         return f"deterministic=true cannot be had with this model on this device ({text.split(',')[0]}): leave it out."
-    if isinstance(error, (OSError, SafetensorError)) and _is_full(error):
+    number = re.search(r"\(os error (\d+)\)", text)  # safetensors has the system's number in its text only
+    if (int(number[1]) if number else getattr(error, "errno", None)) in FULL:
         words = getattr(error, "strerror", None) or text.rsplit(": ", 1)[-1]
         return f"There is no room to write in {cfg.run_dir.name}/ ({words}): make room."
     return None
@@ -87,12 +88,6 @@ def _let_go(error: BaseException) -> None:
         error = error.__cause__ or error.__context__
     with contextlib.suppress(ValueError, TypeError):
         signal.signal(signal.SIGCHLD, old)
-
-
-def _is_full(error: Exception) -> bool:
-    """Whether a disk is full; safetensors has the system's error number in its text only."""
-    found = re.search(r"\(os error (\d+)\)", str(error))
-    return (int(found[1]) if found else getattr(error, "errno", None)) in FULL
 
 
 class StopRequests:

@@ -1,7 +1,5 @@
 """``processes=N``: train in several processes of this machine, which ``torchrun`` starts, from a cell or a script."""
 
-from __future__ import annotations
-
 import os
 import re
 import subprocess

@@ -5,8 +5,6 @@ Of a batch of eight photos, the library's criterion waits 159 times for the devi
 one wait for the device; the pairs go back in another, which nothing waits for.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import numpy as np
@@ -28,23 +26,14 @@ def batched_loss_for(model: torch.nn.Module) -> Callable | None:
     return batched_loss if LOSS_MAPPING.get(model.loss_type) is ForObjectDetectionLoss else None
 
 
-def batched_loss(
-    logits: Tensor,
-    labels: list[dict],
-    device: torch.device,
-    pred_boxes: Tensor,
-    config,
-    outputs_class: Tensor | None = None,
-    outputs_coord: Tensor | None = None,
-    **_,
-) -> tuple[Tensor, dict[str, Tensor], list[dict] | None]:
+def batched_loss(logits, labels, device, pred_boxes, config, outputs_class=None, outputs_coord=None, **_):
     """transformers' ``ForObjectDetectionLoss``: the same arguments, losses, names and gradients, but for rounding.
 
     ``logits`` [B, Q, K + 1] and ``pred_boxes`` [B, Q, 4] of the last decoder layer, ``outputs_class`` and
     ``outputs_coord`` [L, B, Q, ...] of all of them (read where ``config.auxiliary_loss`` is set); boxes are cxcywh as
-    fractions. Returns the weighted sum, its parts (those of layer i < L - 1 end in ``_i``) and the auxiliary outputs.
-    Raises ValueError, as the library does, for boxes that are no numbers or have a negative width or height. Source:
-    Carion et al. 2020, https://arxiv.org/abs/2005.12872, equations 1 and 2.
+    fractions. Returns the weighted sum, its parts by name (those of layer i < L - 1 end in ``_i``) and the auxiliary
+    outputs, or None. Raises ValueError, as the library does, for boxes that are no numbers or have a negative side.
+    Source: Carion et al. 2020, https://arxiv.org/abs/2005.12872, equations 1 and 2.
     """
     auxiliary = _set_aux_loss(outputs_class, outputs_coord) if config.auxiliary_loss else None
     layers = [*(auxiliary or []), {"logits": logits, "pred_boxes": pred_boxes}]
@@ -60,7 +49,10 @@ def batched_loss(
 
     wanted = torch.full(logits.shape[:3], none, device=logits.device)  # [L, B, Q]
     wanted.view(-1)[queries] = classes.flatten()[slots]
-    weight = _class_weights(logits, labels, config)
+    weight = logits.new_ones(none + 1)  # of each class
+    weight[none].fill_(config.eos_coefficient)
+    if "absent" in labels[0]:  # this process has no photo for the step
+        weight.zero_()
     entropy = cross_entropy(logits.flatten(0, 2), wanted.flatten(), weight, reduction="none")  # [L * B * Q]
     found = (logits.argmax(-1) != none).sum(-1)  # [L, B]
     weights, count = _of_whole_batch(weight[wanted].flatten(1).sum(1), sum(sizes))
@@ -78,13 +70,6 @@ def batched_loss(
     rows = [dict(zip(parts, values)) for values in zip(*(part.unbind() for part in parts.values()))]
     named = {f"{name}_{i}": value for i, row in enumerate(rows[:-1]) for name, value in row.items()}
     return weighted.sum(), {**rows[-1], **named}, auxiliary
-
-
-def _class_weights(logits: Tensor, labels: list[dict], config) -> Tensor:
-    """[K + 1]; zero for a process that has no photo for the step."""
-    weight = logits.new_ones(config.num_labels + 1)
-    weight[config.num_labels].fill_(config.eos_coefficient)
-    return weight.zero_() if "absent" in labels[0] else weight
 
 
 def _both_formats(boxes_cxcywh: Tensor) -> Tensor:

@@ -4,8 +4,6 @@ Started by ``torchrun`` or ``accelerate launch``; alone, nothing here does anyth
 Flags and objects go from CPU to CPU (gloo), so that no GPU is waited for.
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import os

@@ -4,12 +4,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import count
-from pathlib import Path
 
 import pandas as pd
 import torch
 from torch.autograd import DeviceType
-from torch.profiler import ProfilerActivity, profile, schedule
+from torch.profiler import profile, schedule
 
 from helpers.config import Config
 from helpers.devices import named_range
@@ -36,7 +35,6 @@ class Profile:
     breakdown: pd.DataFrame  # range, ms per step, share
     operators: pd.DataFrame  # the ten that take most
     photos_per_s: float  # while recording
-    folder: Path
     gpu_ms: float | None = None  # per step that a GPU's kernels and copies take, one after the other
 
     def sentence(self) -> str:
@@ -66,9 +64,8 @@ def profile_steps(cfg: Config, paste: Callable | None = None) -> Profile:
     folder = cfg.output_dir / "profiler" / cfg.run_name
     folder.mkdir(parents=True, exist_ok=True)
     batches = (batch for epoch in count() for batch in train_loader(run, epoch) if batch["pixel_values"] is not None)
-    activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])
     photos, seconds = 0, 0.0
-    with explained(cfg), profile(activities=activities, schedule=schedule(wait=1, warmup=1, active=ACTIVE)) as profiler:
+    with explained(cfg), profile(schedule=schedule(wait=1, warmup=1, active=ACTIVE)) as profiler:
         for step in range(2 + ACTIVE):
             began = time.perf_counter()
             with named_range("data"):
@@ -82,7 +79,7 @@ def profile_steps(cfg: Config, paste: Callable | None = None) -> Profile:
     averages = profiler.key_averages()
     breakdown, operators = _breakdown(averages, seconds / ACTIVE * 1e3), _operators(averages)
     gpu_ms = float(operators["self_ms"].sum()) if torch.cuda.is_available() else None
-    result = Profile(breakdown, operators.head(10), photos / seconds, folder, gpu_ms)
+    result = Profile(breakdown, operators.head(10), photos / seconds, gpu_ms)
     write_atomic(folder / "breakdown.csv", result.breakdown.to_csv(index=False))
     write_atomic(folder / "operators.csv", result.operators.to_csv(index=False))
     save_figure(step_breakdown(result.breakdown), folder / "breakdown.png")

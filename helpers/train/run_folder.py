@@ -116,10 +116,9 @@ def write_log(run: Run) -> None:
 
 
 def read_log(run_dir: Path) -> dict[str, list[dict]]:
-    """The rows of :func:`write_log` by name; none where there is no file, or none in it."""
+    """The rows of :func:`write_log` by name; none where there is no file."""
     tables = {name: run_dir / f"{name}.csv" for name in LOGS}
-    filled = {name for name, table in tables.items() if table.is_file() and table.stat().st_size > 1}
-    return {name: read_table(tables[name]).to_dict("records") if name in filled else [] for name in LOGS}
+    return {name: read_table(table).to_dict("records") if table.is_file() else [] for name, table in tables.items()}
 
 
 def _same_cell_again(cfg: Config) -> bool:

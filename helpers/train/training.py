@@ -26,10 +26,11 @@ from tqdm import tqdm
 from helpers.config import Config
 from helpers.devices import autocast, peak_megabytes, pick_device, resolve_precision, set_up, share_cores
 from helpers.engine import Run, eval_loader, predict, train_epoch
+from helpers.families.loading import load_detector
 from helpers.files import UserError, write_json
 from helpers.index import open_split
 from helpers.metrics import Detections, coco_metrics, ground_truth
-from helpers.model import load_detector, parameter_groups, train_mode
+from helpers.model import parameter_groups, train_mode
 from helpers.schedule import MovingAverage
 from helpers.train import checkpoints, launch, processes, run_folder
 from helpers.train.fast_path import take_fast_path

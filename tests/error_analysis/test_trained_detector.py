@@ -24,9 +24,9 @@ from helpers.download.prepare import prepare
 from helpers.engine import eval_loader, predict
 from helpers.error_analysis.tide import gains, judge, oracle_ap
 from helpers.evaluate.checkpoint import evaluate_checkpoint, load_checkpoint
+from helpers.families.loading import load_detector
 from helpers.index import open_split
 from helpers.metrics import coco_metrics, ground_truth, save_detections
-from helpers.model import load_detector
 from helpers.train.fast_path import take_fast_path
 
 TEN = ("person", "car", "traffic light", "handbag", "bottle", "cup", "bowl", "chair", "dining table", "book")

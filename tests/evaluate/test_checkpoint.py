@@ -10,8 +10,8 @@ import transformers
 
 from helpers.engine import eval_loader, predict
 from helpers.evaluate.checkpoint import evaluate_checkpoint, load_checkpoint
+from helpers.families.loading import load_detector
 from helpers.index import open_split
-from helpers.model import load_detector
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

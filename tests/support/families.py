@@ -13,7 +13,8 @@ from tiny import SOURCE_CLASSES, perturbed
 from transformers import AutoModelForObjectDetection, TimmBackboneConfig
 
 from helpers.config import Config, load_config
-from helpers.model import Detector, load_detector, train_mode
+from helpers.families.loading import load_detector
+from helpers.model import Detector, train_mode
 
 SMALL = {"d_model": 32, "encoder_layers": 1, "decoder_layers": 2, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32}
 HEADS = {"encoder_attention_heads": 4, "decoder_attention_heads": 4, "num_queries": 20}

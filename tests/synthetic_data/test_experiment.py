@@ -15,10 +15,10 @@ from helpers.augment import Augment
 from helpers.config import load_config
 from helpers.dataset import CocoDetection
 from helpers.evaluate.comparison import assess, difference
+from helpers.families.loading import load_detector
 from helpers.files import UserError
 from helpers.index import open_split
 from helpers.metrics import coco_metrics, ground_truth, load_detections
-from helpers.model import load_detector
 from helpers.synthetic_data import arms, figures, sentences
 from helpers.synthetic_data.arms import (
     ARMS,

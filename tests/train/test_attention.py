@@ -11,9 +11,9 @@ from tiny import FAMILIES
 
 from helpers.config import load_config
 from helpers.download.coco import read_index
+from helpers.families.loading import load_detector
 from helpers.files import UserError
 from helpers.index import CocoIndex
-from helpers.model import load_detector
 from helpers.train import figures
 from helpers.train.attention import QueryAttention, attention_table, query_attention, telling_photo
 

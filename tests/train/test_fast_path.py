@@ -8,11 +8,13 @@ import pytest
 import torch
 import transformers
 from families import assert_same_step
-from tiny import FAMILIES, perturbed
+from tiny import FAMILIES, detr, dfine, perturbed
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from helpers.config import load_config
-from helpers.model import load_detector
-from helpers.train.fast_path import take_fast_path
+from helpers.families.loading import load_detector
+from helpers.model import train_mode
+from helpers.train.fast_path import take_fast_path, without_waits
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CLASSES = ("car", "person", "dining table")
@@ -62,3 +64,32 @@ def test_fast_path_changes_nothing_but_the_time(plain, tmp_path):
     with torch.no_grad():
         pixels = batch()["pixel_values"]
         assert torch.allclose(loaded.eval()(pixels).logits, fast.eval()(pixels).logits, atol=1e-4)
+
+
+class Reads(TorchDispatchMode):
+    """Counts what waits for a GPU: reads of single values."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += function is torch.ops.aten._local_scalar_dense.default
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("make", [detr, dfine])
+def test_encoder_asks_the_device_nothing(make, tmp_path):
+    """transformers' encoder layers read from the device whether their output is finite, in every layer of every
+    step.
+    """
+    plain = train_mode(perturbed(transformers.AutoModelForObjectDetection.from_pretrained(make(tmp_path))))
+    ours = copy.deepcopy(plain)
+    without_waits(ours)
+    reads, outputs = [], []
+    for model in (plain, ours):
+        torch.manual_seed(1)
+        with Reads() as counted, torch.no_grad():
+            outputs.append(model(batch()["pixel_values"]).logits)
+        reads.append(counted.count)
+    assert torch.equal(*outputs) and reads[1] < reads[0]

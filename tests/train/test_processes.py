@@ -29,10 +29,10 @@ from helpers import engine
 from helpers.config import Config
 from helpers.download.prepare import prepare
 from helpers.engine import eval_loader, predict
+from helpers.families.loading import load_detector
 from helpers.files import ROOT, UserError
 from helpers.index import open_split
 from helpers.metrics import coco_metrics, ground_truth
-from helpers.model import load_detector
 from helpers.train import checkpoints
 from helpers.train.training import train
 

@@ -64,12 +64,12 @@ def test_ranges_are_the_hosts_clock(on_a_gpu):
     )
 
 
-def test_a_gpu_that_waits_for_the_processor_is_told_of(on_a_gpu, tmp_path):
+def test_a_gpu_that_waits_for_the_processor_is_told_of(on_a_gpu):
     """Where its kernels fill half of a step and more, the slowest range is the bottleneck; else starting them is."""
     table, operators = _breakdown(on_a_gpu, step_ms=101.0), _operators(on_a_gpu)
     kernels = operators["self_ms"].sum()
-    assert "bottleneck is backward" in Profile(table, operators, 8.0, tmp_path, kernels).sentence()
-    sentence = Profile(table, operators, 8.0, tmp_path, kernels / 2).sentence()
+    assert "bottleneck is backward" in Profile(table, operators, 8.0, kernels).sentence()
+    sentence = Profile(table, operators, 8.0, kernels / 2).sentence()
     assert "27 of 101 ms a step (27%)" in sentence and "batch_size" in sentence
 
 

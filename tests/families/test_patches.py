@@ -9,11 +9,11 @@ import pytest
 import torch
 import transformers
 from tiny import SOURCE_CLASSES, detr, dfine, perturbed
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from helpers.config import load_config
-from helpers.model import Detector, load_detector, train_mode
-from helpers.patches import HEADS, decoder_norm_aside, heads_in_fp32, mend, without_waits
+from helpers.families.loading import load_detector
+from helpers.families.patches import HEADS, decoder_norm_aside, heads_in_fp32, mend
+from helpers.model import Detector, train_mode
 
 CLASSES = ("person", "car", "cup")
 SIZES = {"d_model": 64, "encoder_layers": 1, "decoder_layers": 3, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64}
@@ -152,35 +152,6 @@ def test_every_head_is_found():
         assert HEADS.fullmatch(name), name
     for name in ("input_projection", "query_position_embeddings", "layernorm", "self_attn", "backbone"):
         assert not HEADS.fullmatch(name), name
-
-
-class Reads(TorchDispatchMode):
-    """Counts what waits for a GPU: reads of single values."""
-
-    def __init__(self):
-        super().__init__()
-        self.count = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        self.count += function is torch.ops.aten._local_scalar_dense.default
-        return function(*args, **(kwargs or {}))
-
-
-@pytest.mark.parametrize("make", [detr, dfine])
-def test_encoder_asks_the_device_nothing(make, tmp_path):
-    """transformers' encoder layers read from the device whether their output is finite, in every layer of every
-    step.
-    """
-    plain = train_mode(perturbed(transformers.AutoModelForObjectDetection.from_pretrained(make(tmp_path))))
-    ours = copy.deepcopy(plain)
-    without_waits(ours)
-    reads, outputs = [], []
-    for model in (plain, ours):
-        torch.manual_seed(1)
-        with Reads() as counted, torch.no_grad():
-            outputs.append(model(batch()["pixel_values"]).logits)
-        reads.append(counted.count)
-    assert torch.equal(*outputs) and reads[1] < reads[0]
 
 
 def test_mended_model_is_the_plain_one(tmp_path):

@@ -22,10 +22,10 @@ from torch.nn.functional import pad
 from torch.overrides import TorchFunctionMode
 
 from helpers.boxes import xyxy_to_xywh
-from helpers.collator import sides
 from helpers.download.coco import read_index
 from helpers.engine import predict
 from helpers.evaluate.cost import flops
+from helpers.families.processors import sides
 from helpers.files import UserError
 from helpers.model import backbone_of, backbone_parameters, freeze, parameter_groups
 from helpers.synthetic_data.probe import features

@@ -1,9 +1,7 @@
-"""What a detector of transformers computes otherwise than was published, or slower than it must, put right in place.
+"""What a detector of transformers computes otherwise than was published, put right in place.
 
 Weights, their names and the saved folders stay what they were.
 """
-
-from __future__ import annotations
 
 import copy
 import re
@@ -11,7 +9,6 @@ import types
 
 import torch
 from torch import nn
-from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
 from helpers.devices import named_range
@@ -26,7 +23,6 @@ def mend(model: nn.Module) -> None:
     decoder_norm_aside(model)
     denoising_with_its_losses(model)
     heads_in_fp32(model)
-    without_waits(model)
     model.loss_function = loss_in_fp32(model.loss_function)
     if hasattr(model.config, "group_detr"):
         model.loss_function = one_group_in_evaluation(model.loss_function)
@@ -76,7 +72,7 @@ def heads_in_fp32(model: nn.Module) -> None:
         if hasattr(module, "generate_anchors"):  # RT-DETR and D-FINE
             module.generate_anchors = types.MethodType(_anchors_in_fp32, module)
         found = HEADS.fullmatch(name.rstrip(".0123456789").rpartition(".")[2])
-        if found and not isinstance(module, (nn.ModuleList, nn.Embedding)) and "forward" not in vars(module):
+        if found and not isinstance(module, (nn.ModuleList, nn.Embedding)):
             module.forward = types.MethodType(_forward_in_fp32, module)
 
 
@@ -119,26 +115,3 @@ def one_group_in_evaluation(loss_function):
         return loss_function(logits, labels, device, pred_boxes, config, *rest)
 
     return computed
-
-
-def without_waits(model: nn.Module) -> None:
-    """Encoder layers do not ask the device whether their output is finite, in each layer of each step.
-
-    They would clamp what is not, which cannot be in the fp32 that a norm's output has under autocast; and a loss or a
-    gradient that is not finite is found anyway.
-    """
-    for module in model.modules():
-        if type(module).__name__.endswith("EncoderLayer") and "forward" not in vars(module):
-            module.forward = types.MethodType(_forward_without_asking, module)
-
-
-def _forward_without_asking(self: nn.Module, *args, **kwargs):
-    with _NothingIsAsked():
-        return type(self).forward(self, *args, **kwargs)
-
-
-class _NothingIsAsked(TorchFunctionMode):
-    def __torch_function__(self, function, types_, args=(), kwargs=None):
-        if function is torch.isfinite:
-            return types.SimpleNamespace(all=lambda: True)  # the answer, without a look
-        return function(*args, **(kwargs or {}))

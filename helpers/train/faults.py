@@ -138,7 +138,7 @@ def save_batch(folder: Path, batch: dict, step: int) -> Path:
 def load_batch(folder: Path) -> dict:
     """A batch as the collator made it, to replay a failed step: ``train_step(build(cfg), [load_batch(folder)])``."""
     about, tensors = orjson.loads((folder / "batch.json").read_bytes()), load_file(folder / "batch.safetensors")
-    labels: list[dict] = [{} for _ in about["image_ids"]]
+    labels: list[dict] = [{} for _ in about["sizes"]]
     for name in [name for name in tensors if name.startswith("labels.")]:
         _, k, part = name.split(".")
         labels[int(k)][part] = tensors.pop(name)

@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -129,7 +130,8 @@ def launch(folder: Path, jobs: list[dict]) -> str:
     """Run them in two processes, which end with the first that fails; what was printed."""
     (folder / "jobs.json").write_text(json.dumps(jobs))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    script, env = ROOT / "tests" / "support" / "two_processes.py", {**os.environ, "OMP_NUM_THREADS": "1"}
+    script = ROOT / "tests" / "support" / "two_processes.py"
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(folder)}  # torchrun leaves a folder behind
     with open(folder / "printed.txt", "w+") as out:
         subprocess.run([*command, str(script), str(folder)], env=env, stdout=out, stderr=out, timeout=1500)
         out.seek(0)
@@ -263,7 +265,8 @@ def test_started_from_a_cell(alone):
         train(cfg, on_flush=interrupt)
     step = int(str(stopped.value).split("after step ")[1].split()[0])
     assert 0 < seen[0] <= step == len(table(cfg)) and (cfg.run_dir / "checkpoint_last" / "trainer_state.json").exists()
-    epochs = step // 4 + 1
+    epochs, before = step // 4 + 1, set(Path(tempfile.gettempdir()).glob("torchelastic_*"))
     run = train(cfg.with_(resume="auto", epochs=epochs))
+    assert set(Path(tempfile.gettempdir()).glob("torchelastic_*")) == before, "torchrun's folders go"
     assert run.epoch == epochs and len(run.losses) == run.step == 4 * epochs and len(run.epochs) == epochs
     assert any(f"Going on from checkpoint_last (step {step}" in note for note in run.notes)

@@ -8,6 +8,6 @@ devices cli             hardware and precision; what the commands share
 
 download  sanity  train  evaluate  error_analysis  synthetic_data      notebooks 01 to 06, each on the ones before
 scenes  pictures                                                       the built-in data; one painter of boxes
-families                                                               a checkpoint of any family, loaded and mended
+families  export                                                       a checkpoint of any family, mended; as ONNX
 grading  report  run                                                   on top: what holds, the pages, papermill
 """

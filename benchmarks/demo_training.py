@@ -1,9 +1,10 @@
 """The demo model's training with its data path, ours against the Hugging Face Trainer's: ``python
 benchmarks/demo_training.py``.
 
-The same scenes, the same checkpoint, the same batch size and number of data-loader workers; each side and round in a
-process of its own, with its own recipe: ours is the preset ``demo`` (averaged weights included), theirs
-benchmarks/peer.py. Photos per second over the steps after the burn-in.
+The same scenes, the same checkpoint, the same batch size; each side and round in a process of its own, with its own
+recipe: ours is the preset ``demo`` (averaged weights included), theirs benchmarks/peer.py. Both are asked for the
+preset's data-loader workers, of which ours takes as many as its threads leave cores, on two none; ``--peer-workers``
+gives the other side another number. Photos per second over the steps after the burn-in.
 """
 
 from __future__ import annotations
@@ -58,6 +59,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--steps", type=int, default=12, help="of each side and round, with the burn-in")
+    parser.add_argument("--peer-workers", type=int, metavar="N", help="of the Trainer (else: the preset's)")
     arguments = parser.parse_args()
     quiet()
     print(
@@ -69,10 +71,11 @@ def main() -> None:
         cfg = load_config("demo", data_dir=f"{folder}/data", output_dir=f"{folder}/out", max_val_images=2)
         cfg = cfg.with_(max_train_images=cfg.batch_size * arguments.steps)
         prepare(cfg)
-        rates = {"ours": [], "Trainer": []}
+        workers = cfg.num_workers if arguments.peer_workers is None else arguments.peer_workers
+        rates, its = {"ours": [], "Trainer": []}, cfg.with_(num_workers=workers)
         for number in range(arguments.rounds):
             rates["ours"].append(in_own_process(ours, cfg, arguments.steps))
-            rates["Trainer"].append(in_own_process(theirs, cfg, arguments.steps))
+            rates["Trainer"].append(in_own_process(theirs, its, arguments.steps))
             print(
                 f"round {number + 1}: "
                 + "; ".join(f"{name} {values[-1]:.1f} photos/s" for name, values in rates.items()),

@@ -191,4 +191,7 @@ def column(records: Sequence[dict], name: str) -> np.ndarray:
     values = map(itemgetter(name), records)
     if name == "bbox":
         return np.fromiter(chain.from_iterable(values), float, 4 * len(records)).reshape(-1, 4)
-    return np.fromiter(values, float if name == "score" else np.int64, len(records))
+    try:
+        return np.fromiter(values, float if name == "score" else np.int64, len(records))
+    except OverflowError:
+        raise ValueError(f"{name} is no whole number of 64 bits") from None

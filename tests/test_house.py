@@ -29,7 +29,7 @@ FLOORS = (
 )
 FIFTYONE = {"download/zoo.py", "error_analysis/fiftyone_export.py"}
 MODULE_LINES, FUNCTION_LINES = 300, 50
-CORE_LINES, ALL_LINES = 1_800, 11_510
+CORE_LINES, ALL_LINES = 1_800, 11_530
 
 
 def read(folder: Path) -> dict[str, ast.Module]:

@@ -8,6 +8,7 @@ from PIL import Image
 from helpers.boxes import intersection, xywh_to_xyxy
 from helpers.error_analysis.tide import BOX
 from helpers.index import CocoIndex
+from helpers.metrics import Detections
 from helpers.pictures.draw import Box, jpeg, show, visible_boxes
 from helpers.pictures.grids import sheet, sides, tile
 
@@ -81,6 +82,7 @@ def crop_grid(index: CocoIndex, errors: pd.DataFrame) -> Figure:
 
 def photo_grid(index: CocoIndex, photos: pd.DataFrame, detections: list[dict]) -> Figure:
     """Whole photos with all their boxes; ``photos`` as from ``photo_table``, ``detections`` are the ones to draw."""
+    detections = Detections.of(detections)  # once, not for every photo
     positions = [position(index, image_id) for image_id in photos["image_id"]]
     longest = sides([(index.widths[i], index.heights[i]) for i in positions], 470)
     tiles = []

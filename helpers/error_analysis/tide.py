@@ -20,7 +20,6 @@ import numpy as np
 import pandas as pd
 
 from helpers.boxes import box_area, box_iou, intersection, xywh_to_xyxy
-from helpers.evaluate.comparison import unknown_ids
 from helpers.files import UserError
 from helpers.metrics import Annotations
 
@@ -124,9 +123,11 @@ def _judge(overlap, predicted, annotated) -> tuple[np.ndarray, np.ndarray, np.nd
 
 
 def _positions(gt: dict, records: Sequence[dict]) -> tuple[np.ndarray, np.ndarray]:
-    """Of each record's photo and category in ``gt``; -1 for one that is not there."""
-    known = (("images", "image_id"), ("categories", "category_id"))
-    return tuple(pd.Index([k["id"] for k in gt[kind]]).get_indexer([r[name] for r in records]) for kind, name in known)
+    """Of each record's photo and category in ``gt``; -1 for one that is not there, whatever its ids are."""
+    photo_of = {image["id"]: i for i, image in enumerate(gt["images"])}
+    label_of = {category["id"]: k for k, category in enumerate(gt["categories"])}
+    found = [(photo_of.get(r["image_id"], -1), label_of.get(r["category_id"], -1)) for r in records]
+    return tuple(np.array(found, dtype=int).reshape(-1, 2).T)
 
 
 def _annotations(gt: dict) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -141,17 +142,19 @@ def _annotations(gt: dict) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 def _predictions(gt: dict, detections: list[dict]) -> tuple[pd.DataFrame, int]:
     """The ``PER_PHOTO`` most confident detections of each photo, and how many others there were."""
+    photo, label = _positions(gt, detections)
     score, bbox = (np.array([d[name] for d in detections], dtype=float) for name in ("score", "bbox"))
     bbox = bbox.reshape(-1, 4)
-    wrong = ~np.isfinite(score) | ~np.isfinite(bbox).all(axis=1)
-    if wrong.any():
-        raise UserError(
-            f"{wrong.sum()} of {len(wrong)} detections have a score or a box that is no number (the first: "
-            f"{detections[int(wrong.argmax())]}); run notebook 04_evaluate again."
-        )
-    if unknown := unknown_ids(gt, detections):
-        raise UserError(f"{unknown}; run notebook 04_evaluate again.")
-    photo, label = _positions(gt, detections)
+    for wrong, what in (
+        (photo < 0, "a photo that is not in the validation set"),
+        (label < 0, "an unknown category"),
+        (~np.isfinite(score) | ~np.isfinite(bbox).all(axis=1), "a score or a box that is no number"),
+    ):
+        if wrong.any():
+            raise UserError(
+                f"{wrong.sum()} of {len(wrong)} detections have {what} (the first: "
+                f"{detections[int(wrong.argmax())]}); run notebook 04_evaluate again."
+            )
     order = np.lexsort((-score, photo))  # stable: ties keep their order in the file
     rank = np.arange(len(order)) - np.searchsorted(photo[order], photo[order])
     order = order[rank < PER_PHOTO]

@@ -146,7 +146,7 @@ def run_table(results: list[Result], base: Result) -> pd.DataFrame:
 
 
 def unknown_ids(gt: dict, detections: Sequence[dict]) -> str:
-    """What is wrong with detections of photos or categories that ``gt`` does not have; empty if all are known."""
+    """A sentence about detections of photos or categories that ``gt`` does not have; empty if all are known."""
     given = Detections.of(detections)
     known = np.isin(given.image_id, [image["id"] for image in gt["images"]])
     known &= np.isin(given.category_id, [c["id"] for c in gt["categories"]])
@@ -155,7 +155,7 @@ def unknown_ids(gt: dict, detections: Sequence[dict]) -> str:
     first = detections[int(known.argmin())]
     return (
         f"{(~known).sum()} of {len(known)} detections belong to no photo or category of the validation set, the first "
-        f"to image_id {first['image_id']}, category_id {first['category_id']}"
+        f"to image_id {first['image_id']}, category_id {first['category_id']}."
     )
 
 

@@ -27,6 +27,8 @@ def gallery(cfg: Config, side: int = 640) -> dict:
     is no detection.
     """
     found = Detections.of(load_detections(require(cfg.run_dir / "detections_val2017.json", "04_evaluate")))
+    if not (np.isfinite(found.score).all() and np.isfinite(found.bbox).all()):
+        raise ValueError("detections_val2017.json holds a score or a box that is no number")
     index = open_split(cfg, "val2017")
     chosen, rule = _choose(index, cfg.output_dir / "error_analysis" / "photos.csv")
     photos = [_photo(index, i, why, found, side) for i, why in chosen.items()]

@@ -46,13 +46,18 @@ class Segmentations:
 
     @classmethod
     def read(cls, index: CocoIndex, annotation_file: Path) -> Segmentations:
-        """Of the annotations of ``index``, which was read from ``annotation_file``."""
+        """Of the annotations of ``index``, which was read from ``annotation_file``. UserError: a damaged file."""
         data = annotation_file.read_bytes()
         try:
             records = msgspec.json.decode(data, type=_File).annotations
         except msgspec.DecodeError:  # of NaN and the like, which 01 leaves in fields that nobody needs
             text_of = lambda record: msgspec.Raw(json.dumps(record.get("segmentation")).encode())
-            records = [_Record(record["id"], text_of(record)) for record in json.loads(data)["annotations"]]
+            try:
+                records = [_Record(record["id"], text_of(record)) for record in json.loads(data)["annotations"]]
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                raise UserError(
+                    f"{annotation_file} cannot be read ({error}): run notebook 01_download again."
+                ) from None
         wanted = dict.fromkeys(index.annotation_ids.tolist(), b"")
         for record in records:
             if record.id in wanted:

@@ -35,8 +35,8 @@ def train_in_processes(cfg: Config, on_flush: Callable | None = None) -> list[st
     cores = max(1, cpu_count() // cfg.processes)
     env = {"OMP_NUM_THREADS": str(cores), **os.environ, "STARTED_BY": process()}
     options = {"stdout": subprocess.PIPE, "text": True, "cwd": ROOT, "env": env, "start_new_session": True}
-    with tempfile.TemporaryDirectory() as temporary, tempfile.TemporaryFile("w+") as errors, StopRequests() as stop:
-        env["TMPDIR"] = temporary  # torchrun leaves a folder behind
+    leftovers = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)  # torchrun leaves a folder behind
+    with leftovers as env["TMPDIR"], tempfile.TemporaryFile("w+") as errors, StopRequests() as stop:
         with subprocess.Popen(command, stderr=errors, **options) as started:
             try:
                 said = _watched(started, stop, cfg, on_flush)

@@ -265,8 +265,8 @@ def test_detections_of_another_data_set_are_refused():
     """Detections from before 01 was run with other photos: every one would be a false prediction."""
     gt = small_gt((CUP, 100, 100, 100, 100))
     for bad, words in (
-        (found((CUP, 0.9, 1, 1, 9, 9), image_id=77), "validation set"),
-        (found((5, 0.9, 1, 1, 9, 9)), "category"),
+        *((found((CUP, 0.9, 1, 1, 9, 9), image_id=odd), "validation set") for odd in (77, "1", 1.5, None, 2**63)),
+        *((found((odd, 0.9, 1, 1, 9, 9)), "category") for odd in (5, str(CUP), CUP + 0.5, None, float("nan"))),
         (found((CUP, float("nan"), 1, 1, 9, 9)), "no number"),
         (found((CUP, 0.5, 1, 1, None, 9)), "no number"),
     ):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import re
 import shutil
 
@@ -264,6 +265,17 @@ def test_damaged_parts_take_only_their_own_place(tmp_path, visit):
     assert page.locator(".missing").count() == 3
     assert page.locator(".numbers").count() == 1
     assert page.get_by_role("link", name="02_sanity").count() == 0
+
+
+@pytest.mark.parametrize("odd", [{"image_id": 2**63}, {"bbox": [None, 1, 1, 1]}, {"score": None}])
+def test_detections_that_are_no_numbers_take_only_their_own_place(tmp_path, odd):
+    """NaN in the page is no JSON: the slider would stay empty without a word."""
+    cfg = artifact_tree.make(tmp_path)
+    file = cfg.run_dir / "detections_val2017.json"
+    assert "its file is damaged" not in build_report(cfg).read_text()
+    file.write_text(json.dumps([json.loads(file.read_text())[0] | odd]))
+    page = build_report(cfg).read_text()
+    assert "its file is damaged" in page and "NaN" not in page
 
 
 def test_large_pictures_stay_under_the_limit(tmp_path, monkeypatch):

@@ -191,6 +191,10 @@ def test_nan_in_a_field_that_nobody_needs(split, tmp_path):
     assert len(read_index(odd, index.image_dir).bbox) == len(index.bbox)
     one, other = Segmentations.read(index, file), Segmentations.read(index, odd)
     assert [one.of(row) for row in range(len(index.bbox))] == [other.of(row) for row in range(len(index.bbox))]
+    for damaged in (odd.read_text()[:-50], "[]", '{"annotations": [{"id": NaN}, {}]}'):
+        odd.write_text(damaged)
+        with pytest.raises(UserError, match="run notebook 01_download again"):
+            Segmentations.read(index, odd)
 
 
 def test_masks_are_those_of_pycocotools(split):

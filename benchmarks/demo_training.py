@@ -9,6 +9,11 @@ gives the other side another number. Photos per second over the steps after the 
 
 from __future__ import annotations
 
+from helpers.threads import wait_as_the_machine_allows
+
+if __name__ == "__main__":
+    wait_as_the_machine_allows()  # before PyTorch is loaded
+
 import argparse
 import tempfile
 import time

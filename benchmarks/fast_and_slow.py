@@ -7,6 +7,11 @@ Rounding alone makes two trainings differ, so the two means must agree within wh
 
 from __future__ import annotations
 
+from helpers.threads import wait_as_the_machine_allows
+
+if __name__ == "__main__":
+    wait_as_the_machine_allows()  # before PyTorch is loaded
+
 import argparse
 import contextlib
 import io

@@ -13,26 +13,26 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # before cuBLAS is 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-import argparse  # noqa: E402
-import gc  # noqa: E402
-import shutil  # noqa: E402
-import subprocess  # noqa: E402
-import tempfile  # noqa: E402
-import time  # noqa: E402
-from collections.abc import Callable, Iterator  # noqa: E402
-from pathlib import Path  # noqa: E402
+import argparse
+import gc
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
-import gpu_right  # noqa: E402
-import gpu_speed  # noqa: E402
-import torch  # noqa: E402
-from gpu_lab import Lab, Row  # noqa: E402
-from machine import header  # noqa: E402
+import gpu_right
+import gpu_speed
+import torch
+from gpu_lab import Lab, Row
+from machine import header
 
-from helpers.cli import command  # noqa: E402
-from helpers.devices import resolve_precision  # noqa: E402
-from helpers.families.loading import quiet  # noqa: E402
-from helpers.files import ROOT, portable, write_json  # noqa: E402
-from helpers.train.run_folder import environment  # noqa: E402
+from helpers.cli import command
+from helpers.devices import resolve_precision
+from helpers.families.loading import quiet
+from helpers.files import ROOT, portable, write_json
+from helpers.train.run_folder import environment
 
 CHECKS = (*gpu_right.CHECKS, *gpu_speed.CHECKS)
 LIMIT = 500.0  # seconds after which no further check begins

@@ -23,7 +23,7 @@ from helpers.engine import Run, train_loader
 from helpers.scenes.scenes import SCENE_CLASSES, write_scenes
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
-from tiny import perturbed  # noqa: E402
+from tiny import perturbed
 
 CLASSES = load_config("demo").classes
 

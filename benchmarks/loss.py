@@ -24,7 +24,7 @@ from helpers.families.loading import quiet
 from helpers.train.losses import batched_loss
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
-from emulated_gpu import ASKS, EmulatedGpu  # noqa: E402
+from emulated_gpu import ASKS, EmulatedGpu
 
 SIDES: dict[str, Callable] = {"the library": ForObjectDetectionLoss, "ours": batched_loss}
 LAYERS, QUERIES, CLASSES, OBJECTS = 6, 100, 10, (7, 2, 12, 1, 4, 0, 20, 6)  # COCO has seven objects a photo

@@ -14,6 +14,11 @@ is not trained again, and one that was interrupted goes on from its last epoch. 
 
 from __future__ import annotations
 
+from helpers.threads import wait_as_the_machine_allows
+
+if __name__ == "__main__":
+    wait_as_the_machine_allows()  # before PyTorch is loaded
+
 import argparse
 import os
 import platform

@@ -9,6 +9,11 @@ and the first stage, as DETR's paper does; the Trainer takes the model as transf
 
 from __future__ import annotations
 
+from helpers.threads import wait_as_the_machine_allows
+
+if __name__ == "__main__":
+    wait_as_the_machine_allows()  # before PyTorch is loaded
+
 import argparse
 import tempfile
 import time

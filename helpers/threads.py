@@ -10,9 +10,9 @@ from joblib import cpu_count  # that this process may use: affinity and a contai
 def wait_as_the_machine_allows() -> None:
     """Set ``OMP_WAIT_POLICY=PASSIVE`` where other processes take some of the cores that this one would compute on.
 
-    OpenMP's threads spin while they wait for each other, which is a quarter faster alone and half as fast beside a
-    neighbour (benchmarks/shared_machine.py). It is read when PyTorch is loaded, so this comes before; what is set
-    already stays. It takes 0.4 s on a machine without other work.
+    OpenMP's threads spin while they wait for each other: beside a neighbour that is half as fast as sleeping, alone
+    half as fast again (benchmarks/shared_machine.py). It is read when PyTorch is loaded, so this comes before; what is
+    set already stays. It takes 0.4 s on a machine without other work.
     """
     if "OMP_WAIT_POLICY" in os.environ or "torch" in sys.modules:
         return
